@@ -1,0 +1,70 @@
+"""A lesson's opening call: validate its parameters, seed everything, silence what would make noise in outputs."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+SOURCES = ("local", "hub")
+
+
+def start(*, source: str = "local", max_steps: int = 1, seed: int = 0, **sizes: int) -> None:
+    """Check a lesson's parameters before any work starts, seed every generator and quieten the libraries.
+
+    Args:
+        source: where data and models come from, one of ``SOURCES``.
+        max_steps: optimizer steps of the lesson's main run, >= 1.
+        seed: seed of Python, NumPy and torch, 0 <= seed < 2**32.
+        **sizes: any further whole-number parameter of the lesson, each >= 1.
+
+    Raises:
+        TypeError, ValueError: one sentence naming the parameter, its value and what is allowed.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"source={source!r} is not known; allowed: {', '.join(map(repr, SOURCES))}")
+    for name, value in {"max_steps": max_steps, **sizes}.items():
+        _whole_number(name, value, lowest=1, highest=10**9)
+    _whole_number("seed", seed, lowest=0, highest=2**32 - 1)
+    quieten()
+    seed_everything(seed)
+
+
+def _whole_number(name: str, value: Any, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; allowed: a whole number >= {lowest}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name}={value} is out of range; allowed: a whole number from {lowest} to {highest}")
+
+
+def quieten() -> None:
+    """Keep progress bars and informational logging out of a lesson's outputs; errors still show."""
+    # Idle OpenMP threads that spin steal the cores from everything else (steps of 0.1 s become > 1 s).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # DataLoader(pin_memory=True) warns on a machine without an accelerator, where there is nothing to do about it.
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (transformers.set_seed)."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def show_source(obj: Callable | type) -> None:
+    """Display a helper's source, highlighted, where a lesson speaks of it."""
+    from IPython.display import Code, display
+
+    display(Code(inspect.getsource(obj), language="python"))
