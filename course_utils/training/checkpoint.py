@@ -1,0 +1,186 @@
+"""Checkpoints that survive being interrupted at any moment, and resume a run bitwise (lesson 01).
+
+A checkpoint is a folder ``step-00000100`` with
+
+    model.safetensors    weights, no pickle
+    state.pt             optimizer, scheduler, position in the data, random number generators, step
+    manifest.json        size and SHA-256 of the two files above
+
+It is written under a temporary name and renamed when every byte is on the disk. Renaming a folder is atomic (POSIX
+rename), so a folder with the final name is complete: a run killed in the middle of a save leaves the previous
+checkpoint as the newest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing or damaged; the message is one sentence that names it and says what to do."""
+
+
+def save_checkpoint(
+    folder: str | Path, step: int, model: nn.Module, optimizer: Any, scheduler: Any = None, batches: Any = None
+) -> Path:
+    """Write everything a run needs to go on as if it had never stopped.
+
+    Args:
+        folder: the run's folder; the checkpoint becomes ``folder/step-00000100``.
+        step: optimizer steps taken.
+        model, optimizer, scheduler, batches: objects with a ``state_dict``; the last two may be None.
+
+    Returns:
+        The finished checkpoint's path.
+    """
+    from safetensors.torch import save_model
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    save_model(model, str(temporary / WEIGHTS))
+    state = {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler is not None else None,
+        "batches": batches.state_dict() if batches is not None else None,
+        "random": random_state(),
+    }
+    torch.save(state, temporary / STATE)
+    manifest = {name: _describe(temporary / name) for name in (WEIGHTS, STATE)}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    for path in (*temporary.iterdir(), temporary):
+        _flush_to_disk(path)
+    if final.exists():  # the same step again, after a restart from an earlier checkpoint
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+    _flush_to_disk(folder)
+    return final
+
+
+def load_checkpoint(
+    checkpoint: str | Path, model: nn.Module, optimizer: Any = None, scheduler: Any = None, batches: Any = None
+) -> int:
+    """Put a checkpoint's state back into the given objects and the random number generators.
+
+    Nothing is changed before the files have been compared with their manifest.
+
+    Args:
+        checkpoint: a folder that ``save_checkpoint`` returned.
+        model, optimizer, scheduler, batches: built as in the interrupted run. Without an optimizer only the weights
+            are loaded and the random number generators stay as they are.
+
+    Returns:
+        Optimizer steps taken when it was saved.
+
+    Raises:
+        CheckpointError: missing or damaged, or saved without something that is asked for here.
+    """
+    from safetensors.torch import load_model
+
+    checkpoint = Path(checkpoint)
+    verify_checkpoint(checkpoint)
+    # weights_only: the file may hold tensors and plain containers, never code.
+    state = torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+    for name, target in (("scheduler", scheduler), ("batches", batches)):
+        if target is not None and state[name] is None:
+            raise CheckpointError(
+                f"checkpoint {checkpoint} was saved without {name}; resume without one, or start anew"
+            )
+    try:
+        load_model(model, str(checkpoint / WEIGHTS))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} holds another model's weights; build the model as the run did"
+        ) from error
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        if scheduler is not None:
+            scheduler.load_state_dict(state["scheduler"])
+        if batches is not None:
+            batches.load_state_dict(state["batches"])
+        set_random_state(state["random"])
+    return state["step"]
+
+
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest finished checkpoint in ``folder``; None when there is none. Leftovers of a killed save are ignored."""
+    folder = Path(folder)
+    names = sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+    return folder / names[-1] if names else None
+
+
+def verify_checkpoint(checkpoint: Path) -> None:
+    """Compare a checkpoint's files with its manifest.
+
+    Raises:
+        CheckpointError: the folder, the manifest or a file is missing, or a file differs.
+    """
+    advice = "delete the folder and resume from the checkpoint before it"
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"checkpoint {checkpoint} does not exist; look for step-* folders beside it")
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        for name in (WEIGHTS, STATE):
+            if _describe(checkpoint / name) != manifest[name]:
+                raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} differs from its manifest; {advice}")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is damaged: {Path(error.filename).name} is missing; {advice}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {MANIFEST} is not readable; {advice}") from None
+
+
+def random_state() -> dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators as tensors and plain containers."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo what was drawn since ``random_state`` returned ``state``."""
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush_to_disk(path: Path) -> None:
+    """fsync: the rename must not reach the disk before the data does."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,212 @@
+"""AdamW written from its update rule, three times: readable, foreach, compiled (lesson 01).
+
+Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (ICLR 2019), Algorithm 2. With gradient g, step t counted
+from 1 and learning rate lr (the schedule's factor included):
+
+    p <- p - lr * weight_decay * p                    decay acts on the weights, not through the gradient
+    m <- beta1 * m + (1 - beta1) * g                  moving average of g       (exp_avg)
+    v <- beta2 * v + (1 - beta2) * g * g              moving average of g**2    (exp_avg_sq)
+    p <- p - lr * m_hat / (sqrt(v_hat) + eps)         m_hat = m / (1 - beta1**t),  v_hat = v / (1 - beta2**t)
+
+State names and shapes are ``torch.optim.AdamW``'s, so ``state_dict`` travels between it and all three classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW, one parameter at a time: the version to read.
+
+    Args:
+        params: tensors, or groups as ``parameter_groups`` makes them.
+        lr: learning rate, >= 0.
+        betas: decay of the two moving averages, each in [0, 1).
+        eps: added to the root, > 0; it bounds the step where gradients vanish.
+        weight_decay: decoupled decay, >= 0; each step shrinks a weight by ``lr * weight_decay`` of itself.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        _check_range("lr", lr, lr >= 0, "a number >= 0")
+        _check_range("betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
+        _check_range("eps", eps, eps > 0, "a number > 0")
+        _check_range("weight_decay", weight_decay, weight_decay >= 0, "a number >= 0")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient; returns the closure's loss when one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict, params: list[nn.Parameter]) -> None:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        for p in params:
+            state = self._state_of(p)
+            m, v, g = state["exp_avg"], state["exp_avg_sq"], p.grad
+            state["step"] += 1
+            t = state["step"].item()
+
+            p.mul_(1 - lr * group["weight_decay"])
+            m.lerp_(g, 1 - beta1)  # m + (1 - beta1) * (g - m)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            # Both averages start at zero and are too small by exactly these factors at step t.
+            m_scale, v_scale = 1 - beta1**t, 1 - beta2**t
+            root = (v.sqrt() / v_scale**0.5).add_(group["eps"])
+            p.addcdiv_(m, root, value=-lr / m_scale)
+
+    def _state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)  # on the CPU: reading it must not wait for a GPU
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state
+
+
+class ForeachAdamW(AdamW):
+    """AdamW on lists of tensors: each line is one call for all parameters, so a GPU gets few kernels, not hundreds."""
+
+    def _update(self, group: dict, params: list[nn.Parameter]) -> None:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        states = [self._state_of(p) for p in params]
+        g, m, v = [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        steps = [s["step"] for s in states]
+        torch._foreach_add_(steps, 1)
+        counts = [step.item() for step in steps]  # they differ when a layer had no gradient in some steps
+
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_lerp_(m, g, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, g, g, 1 - beta2)
+        roots = torch._foreach_sqrt(v)
+        torch._foreach_div_(roots, [(1 - beta2**t) ** 0.5 for t in counts])
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(params, m, roots, [-lr / (1 - beta1**t) for t in counts])
+
+
+class CompiledAdamW(AdamW):
+    """AdamW as one generated kernel: every number is read and written once per step instead of once per line.
+
+    ``torch.compile`` fuses the elementwise lines of the update. What changes from step to step (learning rate, bias
+    corrections) enters as a tensor: a Python float would be baked into the code and compiled anew every step.
+
+    Raises:
+        RuntimeError: no C++ compiler on this machine (``torch.compile`` generates C++ or Triton code).
+    """
+
+    def __init__(self, *args, **kwargs):
+        if not compiler_available():
+            raise RuntimeError(
+                "CompiledAdamW needs a C++ compiler and none was found; install g++ (or set CXX), or use ForeachAdamW"
+            )
+        super().__init__(*args, **kwargs)
+
+    def _update(self, group: dict, params: list[nn.Parameter]) -> None:
+        states = [self._state_of(p) for p in params]
+        torch._foreach_add_([s["step"] for s in states], 1)
+        by_count: dict[float, list[int]] = {}  # usually one entry: all parameters are at the same step
+        for index, state in enumerate(states):
+            by_count.setdefault(state["step"].item(), []).append(index)
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        for t, chosen in by_count.items():
+            numbers = [1 - lr * group["weight_decay"], (1 - beta2**t) ** 0.5, -lr / (1 - beta1**t)]
+            precision = torch.promote_types(params[0].dtype, torch.float32)  # 1 - 1e-5 is 1 in bfloat16
+            scalars = torch.tensor(numbers, dtype=precision, device=params[0].device)
+            _compiled_update()(
+                [params[i] for i in chosen],
+                [params[i].grad for i in chosen],
+                [states[i]["exp_avg"] for i in chosen],
+                [states[i]["exp_avg_sq"] for i in chosen],
+                scalars,
+                beta1,
+                beta2,
+                group["eps"],
+            )
+
+
+def _adamw_lists(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    scalars: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """The body that is compiled. ``scalars`` (3,): decay factor, root of v's bias correction, negative step size."""
+    decay, v_root, step_size = scalars.unbind()
+    for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+        new_m = m + (1 - beta1) * (g - m)
+        new_v = beta2 * v + (1 - beta2) * g * g
+        m.copy_(new_m)
+        v.copy_(new_v)
+        p.copy_(p * decay + step_size * new_m / (new_v.sqrt() / v_root + eps))
+
+
+@functools.cache
+def _compiled_update() -> Callable:
+    return torch.compile(_adamw_lists, fullgraph=True, dynamic=False)
+
+
+def compiler_available() -> bool:
+    """True when ``torch.compile`` finds a C++ compiler (environment variable CXX, then the usual names)."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError):
+        return False
+    return True
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for an optimizer: matrices with ``weight_decay``, biases and norm parameters without.
+
+    A matrix's size is what regularisation is about. A norm's scale or a bias is one number per feature; pulling it to
+    zero removes signal and buys nothing. Both are vectors, so the number of dimensions decides, as in GPT-2's public
+    reimplementations; on the course's models the result equals ``Trainer.get_decay_parameter_names`` (tested).
+
+    Args:
+        model: its parameters with ``requires_grad`` are divided; a tied tensor counts once.
+        weight_decay: >= 0.
+
+    Returns:
+        Groups with keys ``params`` and ``weight_decay``; an empty one is left out.
+    """
+    _check_range("weight_decay", weight_decay, weight_decay >= 0, "a number >= 0")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _check_range(name: str, value: object, allowed: bool, text: str) -> None:
+    if not allowed:
+        raise ValueError(f"{name}={value} is out of range; allowed: {text}")
