@@ -1,0 +1,208 @@
+"""Build the committed notebooks from their sources: ``make notebooks``.
+
+``notebooks/source/NN_name.py`` (py:percent) is what people edit. jupytext turns it into cells, papermill executes them,
+and what differs from run to run is removed, so that building twice gives the same bytes. Decks are built the same way
+from ``slides/NN_name.py``. The result carries two hashes in its metadata: of the source it was built from, and of its
+outputs. ``disagreements`` checks both: an edited source, or an output changed by hand, is noticed.
+
+    python -m course_utils.teach.build              # those whose source changed
+    python -m course_utils.teach.build --force 01   # lesson and deck 01 in any case
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+def targets(root: Path = ROOT) -> dict[Path, Path]:
+    """Every source file and the notebook that is built from it, lessons first."""
+    found = {}
+    for source in sorted((root / "notebooks" / "source").glob("[0-9][0-9]_*.py")):
+        found[source] = root / "notebooks" / f"{source.stem}.ipynb"
+    for source in sorted((root / "slides").glob("[0-9][0-9]_*.py")):
+        found[source] = source.with_suffix(".ipynb")
+    return found
+
+
+def source_sha256(source: Path) -> str:
+    """Hash of a source file's text; line ends do not count."""
+    return hashlib.sha256(source.read_text(encoding="utf-8").encode()).hexdigest()
+
+
+def outputs_sha256(notebook: Any) -> str:
+    """Hash of all outputs and execution counts of a notebook."""
+    parts = [[c.execution_count, c.outputs] for c in notebook.cells if c.cell_type == "code"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def is_current(source: Path, notebook: Path) -> bool:
+    """True when ``notebook`` was built from the present text of ``source``."""
+    return notebook.exists() and _seal(_read(notebook)).get("source_sha256") == source_sha256(source)
+
+
+def disagreements(source: Path, notebook: Path) -> list[str]:
+    """What speaks against ``notebook`` being the untouched result of ``source``, one sentence each; empty is good."""
+    import jupytext
+
+    if not notebook.exists():
+        return [f"{notebook.name} is missing: run `make notebooks`"]
+    built, found = _read(notebook), []
+    wanted = [(c.cell_type, c.source) for c in jupytext.read(source).cells]
+    present = [(c.cell_type, c.source) for c in built.cells]
+    differing = [i for i, pair in enumerate(zip(wanted, present, strict=False)) if pair[0] != pair[1]]
+    if differing or len(wanted) != len(present):
+        where = f"first at cell {differing[0]}" if differing else f"{len(wanted)} and {len(present)} cells"
+        found.append(f"{notebook.name} and {source.name} hold different cells, {where}: run `make notebooks`")
+    if _seal(built).get("source_sha256") != source_sha256(source):
+        found.append(f"{notebook.name} was built from another version of {source.name}: run `make notebooks`")
+    if _seal(built).get("outputs_sha256") != outputs_sha256(built):
+        found.append(f"{notebook.name} holds an output its build did not write: run `make notebooks FORCE=--force`")
+    counts = [c.execution_count for c in built.cells if c.cell_type == "code"]
+    if counts != list(range(1, len(counts) + 1)):
+        found.append(f"{notebook.name} was not executed once from top to bottom: execution counts {counts}")
+    for index, output in ((i, o) for i, c in enumerate(built.cells) for o in c.get("outputs", [])):
+        if output.output_type == "error":
+            found.append(f"{notebook.name} cell {index} ended in {output.ename}")
+        if output.get("name") == "stderr":
+            found.append(f"{notebook.name} cell {index} wrote to stderr: {output.text.strip()[:200]}")
+    return found
+
+
+def build(source: Path, notebook: Path) -> int:
+    """Execute ``source`` and replace ``notebook`` with the result, in one step at the end.
+
+    Returns:
+        The number of code cells.
+
+    Raises:
+        papermill.exceptions.PapermillExecutionError: a cell failed; ``notebook`` is as it was.
+    """
+    import jupytext
+    import nbformat
+    import papermill
+
+    fresh = jupytext.read(source)
+    fresh.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC})
+    with tempfile.TemporaryDirectory() as folder:
+        unexecuted, executed = Path(folder) / "in.ipynb", Path(folder) / "out.ipynb"
+        nbformat.write(fresh, unexecuted)
+        papermill.execute_notebook(unexecuted, executed, kernel_name="python3", cwd=notebook.parent, progress_bar=False)
+        result = _read(executed)
+    normalise(result)
+    result.metadata["course"] = {
+        "source_sha256": source_sha256(source),
+        "outputs_sha256": outputs_sha256(result),
+    }
+    temporary = notebook.with_name(f".{notebook.name}.{os.getpid()}.tmp")
+    try:
+        nbformat.write(result, temporary)
+        os.replace(temporary, notebook)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sum(cell.cell_type == "code" for cell in result.cells)
+
+
+def normalise(notebook: Any) -> None:
+    """Remove, in place, what changes from run to run, what is this machine's, and outputs tagged ``strip-output``."""
+    language = notebook.metadata.get("language_info", {})
+    language.pop("version", None)
+    notebook.metadata = type(notebook.metadata)({"kernelspec": KERNELSPEC, "language_info": language})
+    seen = Counter()
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]  # papermill adds an empty list
+        # An id made of the source survives cells being inserted above it.
+        digest = hashlib.sha256(cell.source.encode()).hexdigest()[:12]
+        cell.id = digest if not seen[digest] else f"{digest}-{seen[digest]}"
+        seen[digest] += 1
+        if cell.cell_type == "code":
+            stripped = "strip-output" in cell.metadata.get("tags", [])
+            cell.outputs = [] if stripped else _joined_streams(cell.outputs)
+
+
+def _joined_streams(outputs: list[Any]) -> list[Any]:
+    """Where the kernel cut a stream into pieces depends on timing: join neighbours of the same name."""
+    joined = []
+    for output in outputs:
+        if joined and output.get("name") and output.get("name") == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _read(path: Path) -> Any:
+    import nbformat
+
+    return nbformat.read(path, as_version=4)
+
+
+def _seal(notebook: Any) -> dict[str, str]:
+    return notebook.metadata.get("course", {})
+
+
+def describe_failure(error: Exception) -> str:
+    """A failed cell's error for the terminal: which cell, then its traceback; colours only where a person looks."""
+    lines = getattr(error, "traceback", None)
+    if isinstance(lines, list):
+        text = f"code cell {error.exec_count} failed:\n{error.source.strip()}\n\n" + "\n".join(lines)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return text if sys.stdout.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when all is built, 1 when a notebook failed (the others are built all the same)."""
+    parser = argparse.ArgumentParser(description="Build the notebooks whose source changed.")
+    parser.add_argument("only", nargs="*", help="numbers or names, such as 01 or slides/01_training_loop.py")
+    parser.add_argument("--force", action="store_true", help="build even if the source did not change")
+    options = parser.parse_args(arguments)
+    wanted = {s: n for s, n in targets().items() if not options.only or _is_named(s, options.only)}
+    if not wanted:
+        print(f"only={options.only}: no such source; allowed: {', '.join(_names())}", file=sys.stderr)
+        return 1
+    failures = []
+    for source, notebook in wanted.items():
+        name = notebook.relative_to(ROOT)
+        if is_current(source, notebook) and not options.force:
+            print(f"{name}: source unchanged")
+            continue
+        print(f"{name}: executing ...", end=" ", flush=True)
+        began = time.perf_counter()
+        try:
+            cells = build(source, notebook)
+        except Exception as error:
+            print("FAILED", flush=True)
+            failures.append(f"{name}: {describe_failure(error)}")
+        else:
+            print(f"{cells} code cells, {time.perf_counter() - began:.0f} s", flush=True)
+    print(*failures, sep="\n\n", end="\n" if failures else "")
+    return 1 if failures else 0
+
+
+def _names() -> list[str]:
+    return [str(source.relative_to(ROOT)) for source in targets()]
+
+
+def _is_named(source: Path, only: list[str]) -> bool:
+    path = str(source.relative_to(ROOT))
+    return any(path.endswith(name) or source.name.startswith(name) or source.stem == name for name in only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Execute every lesson from start to end: ``make course``.
+
+    python -m course_utils.teach.run_course                 # all lessons, as they are
+    python -m course_utils.teach.run_course 01 -p max_steps 40
+
+The executed notebooks lie in ``build/executed/``. A failing lesson does not stop the others; its error is printed last
+and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from course_utils.teach.build import ROOT, describe_failure
+
+
+def lessons(root: Path = ROOT) -> list[Path]:
+    """The lessons' notebooks, in order."""
+    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def run(notebooks: list[Path], folder: Path, parameters: dict[str, Any] | None = None) -> dict[str, str]:
+    """Execute ``notebooks`` with papermill into ``folder``, a printed line each.
+
+    Args:
+        notebooks: paths of .ipynb files; each runs in its own folder, as in JupyterLab.
+        folder: created if it is missing.
+        parameters: papermill parameters given to each.
+
+    Returns:
+        The error text of each failed notebook, by name.
+    """
+    import papermill
+
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = {}
+    for number, notebook in enumerate(notebooks, 1):
+        print(f"[{number}/{len(notebooks)}] {notebook.stem:<24}", end=" ", flush=True)
+        began = time.perf_counter()
+        try:
+            result = papermill.execute_notebook(
+                notebook,
+                folder / notebook.name,
+                parameters=parameters or {},
+                kernel_name="python3",
+                cwd=notebook.parent,
+                progress_bar=False,
+            )
+            outcome = f"{sum(cell.cell_type == 'code' for cell in result.cells):>3} cells"
+        except Exception as error:  # a broken lesson must not stop the others
+            failures[notebook.stem] = describe_failure(error)
+            outcome = "   FAILED"
+        print(f"{outcome} {time.perf_counter() - began:>5.0f} s", flush=True)
+    return failures
+
+
+def as_value(text: str) -> Any:
+    """What ``papermill -p`` makes of a word of the command line: a number, True, False, None or the word itself."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+    return value if isinstance(value, (bool, int, float, type(None))) else text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when every lesson ran through."""
+    parser = argparse.ArgumentParser(description="Execute the lessons into build/executed/.")
+    parser.add_argument("only", nargs="*", help="numbers such as 01; all without")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="lesson parameter")
+    options = parser.parse_args(arguments)
+    chosen = [n for n in lessons() if not options.only or n.name.startswith(tuple(options.only))]
+    if not chosen:
+        print(f"only={options.only}: no such lesson; allowed: {', '.join(n.stem for n in lessons())}", file=sys.stderr)
+        return 1
+    parameters = {name: as_value(text) for name, text in options.p}
+    folder = ROOT / "build" / "executed"
+    began = time.perf_counter()
+    failures = run(chosen, folder, parameters)
+    passed = len(chosen) - len(failures)
+    print(f"{passed} of {len(chosen)} lessons ran through in {time.perf_counter() - began:.0f} s: {folder}", flush=True)
+    for name, text in failures.items():
+        print(f"\n{name}: {text}", flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
