@@ -7,9 +7,12 @@ three seconds at most, and says what to do. Nothing here runs code from the hub:
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,23 +79,68 @@ def _without_credentials(url: str) -> str:
 
 
 @contextmanager
-def _from_hub(name: str) -> Iterator[None]:
-    """Probe, then turn whatever the clients raise while loading ``name`` into one sentence.
+def _from_hub(name: str, kind: str) -> Iterator[None]:
+    """Probe, check what was downloaded, and turn whatever the clients raise while loading ``name`` into one sentence.
+
+    Args:
+        kind: ``"model"`` or ``"dataset"``.
 
     Raises:
         ConnectionError: the hub is out of reach, or ``name`` could not be loaded from it (or, offline, from the cache).
     """
     require_hub()
+    error: Exception | None = None
     try:
         yield
     except (TypeError, MemoryError):
         raise  # the caller's mistake, or the machine's limit: not the hub's
-    except Exception as error:
+    except Exception as caught:
+        error = caught
+    if damaged := _drop_damaged(name, kind):
+        raise ConnectionError(
+            f"{name}: {', '.join(damaged)} arrived damaged (wrong checksum) and left the cache again; load it anew."
+        ) from error
+    if error is not None:
         from huggingface_hub import constants
 
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         place = "the local cache (HF_HUB_OFFLINE=1)" if constants.is_offline_mode() else "the hub"
-        raise ConnectionError(f'{name} could not be loaded from {place}: {reason}; or use source="local".') from error
+        raise ConnectionError(
+            f'{name} could not be loaded from {place}: {reason}; try again, or use source="local".'
+        ) from error
+
+
+def _drop_damaged(name: str, kind: str) -> list[str]:
+    """Remove the cached files of ``name`` whose content is not what their checksum says; return their names.
+
+    The client compares sizes, not content. A cached file is named by its entity tag: SHA-256 for a large file, git's
+    blob id for a small one. What was derived from a damaged data file, the Arrow copy, goes too.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    blobs = {blob for blob in repo.glob("blobs/*") if _checksum(blob) not in (None, blob.name)}
+    names = {blob.name for blob in blobs}
+    links = [link for link in repo.glob("snapshots/*/**/*") if link.is_symlink() and link.readlink().name in names]
+    for path in (*links, *blobs):
+        path.unlink(missing_ok=True)
+    if blobs and kind == "dataset":
+        import datasets
+
+        shutil.rmtree(Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___"), ignore_errors=True)
+    return sorted(link.name for link in links) or sorted(blob.name for blob in blobs)
+
+
+def _checksum(blob: Path) -> str | None:
+    """The checksum of the kind that ``blob``'s name is, or None if its name is none (a file being downloaded)."""
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return None
+    with blob.open("rb") as stream:
+        if len(blob.name) == 64:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        start = hashlib.sha1(b"blob %d\0" % blob.stat().st_size)  # git's object header
+        return hashlib.file_digest(stream, lambda: start).hexdigest()
 
 
 def load_hub_classification(name: str = HUB_NAMES["classification"]) -> DatasetDict:
@@ -114,7 +162,7 @@ def load_hub_classification(name: str = HUB_NAMES["classification"]) -> DatasetD
     allowed = (HUB_NAMES["classification"], HUB_NAMES["glue"])
     if name not in allowed:
         raise ValueError(f"name={name!r} is not a classification data set of the course; allowed: {', '.join(allowed)}")
-    with _from_hub(name):
+    with _from_hub(name, "dataset"):
         from datasets import DatasetDict, load_dataset
 
         raw = load_dataset(name, "sst2" if name == HUB_NAMES["glue"] else None)
@@ -134,7 +182,7 @@ def load_hub_instructions() -> DatasetDict:
     Raises:
         ConnectionError: see ``require_hub``.
     """
-    with _from_hub(HUB_NAMES["instructions"]):
+    with _from_hub(HUB_NAMES["instructions"], "dataset"):
         from datasets import DatasetDict, load_dataset
 
         rows = load_dataset(HUB_NAMES["instructions"], split="train")
@@ -182,7 +230,7 @@ def load_hub_tokenizer(name: str = HUB_NAMES["encoder"]) -> PreTrainedTokenizerB
     Raises:
         ConnectionError: see ``require_hub``.
     """
-    with _from_hub(name):
+    with _from_hub(name, "model"):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(name)
@@ -194,7 +242,7 @@ def load_hub_classifier(name: str = HUB_NAMES["encoder"], num_labels: int = 2, *
     Raises:
         ConnectionError: see ``require_hub``.
     """
-    with _from_hub(name):
+    with _from_hub(name, "model"):
         import torch
         from transformers import AutoModelForSequenceClassification
 
@@ -213,7 +261,7 @@ def load_hub_causal_lm(name: str = HUB_NAMES["causal_lm"], dtype: str = "float32
     Raises:
         ConnectionError: see ``require_hub``.
     """
-    with _from_hub(name):
+    with _from_hub(name, "model"):
         import torch
         from transformers import AutoModelForCausalLM
 

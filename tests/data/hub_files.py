@@ -1,0 +1,116 @@
+"""What the test hub serves: tiny models and data sets under the real names, with the real files and columns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+WORDS = ["a", "good", "film", "bad", "dull", "story", "bright", "slow", "clear", "answer", "question", "write", "three"]
+GLUE = "nyu-mll/glue"
+SST2 = "stanfordnlp/sst2"
+DOLLY = "databricks/databricks-dolly-15k"
+
+LABELS = """
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': negative
+          '1': positive
+"""
+
+
+def sst2_rows(split: str) -> list[dict]:
+    """60 train, 40 validation and 10 unlabelled test rows, as SST-2's: ``idx``, ``sentence``, ``label``."""
+    size = {"train": 60, "validation": 40, "test": 10}[split]
+    return [
+        {
+            "idx": index,
+            "sentence": f"{split} {WORDS[index % len(WORDS)]} film {index} ",
+            "label": -1 if split == "test" else index % 2,
+        }
+        for index in range(size)
+    ]
+
+
+def dolly_rows() -> list[dict]:
+    """120 rows with Dolly's columns; every fourth one shares a passage with others."""
+    return [
+        {
+            "instruction": f"write {index}",
+            "context": f"passage {index % 5}" if index % 4 == 0 else "",
+            "response": f"answer {index}\nwith a second line",
+            "category": "open_qa",
+        }
+        for index in range(120)
+    ]
+
+
+def write_datasets(root: Path) -> None:
+    """``root/datasets``: SST-2 (parquet), GLUE with SST-2 as a configuration, Dolly (JSON lines)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("idx", pa.int32()), ("sentence", pa.string()), ("label", pa.int64())])
+    for name, folder in ((SST2, "data"), (GLUE, "sst2")):
+        repo = root / "datasets" / name
+        (repo / folder).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            path = repo / folder / f"{split}-00000-of-00001.parquet"
+            pq.write_table(pa.Table.from_pylist(sst2_rows(split), schema), path)
+        (repo / "README.md").write_text(_card("sst2" if name == GLUE else "default", folder))
+    repo = root / "datasets" / DOLLY
+    repo.mkdir(parents=True)
+    lines = (json.dumps(row) for row in dolly_rows())
+    (repo / "databricks-dolly-15k.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _card(config: str, folder: str) -> str:
+    """A dataset card: its YAML head names configuration, features and files."""
+    files = "".join(f"  - split: {split}\n    path: {folder}/{split}-*\n" for split in ("train", "validation", "test"))
+    features = f"  features:\n  - name: idx\n    dtype: int32\n  - name: sentence\n    dtype: string{LABELS}"
+    head = (
+        f"dataset_info:\n- config_name: {config}\n{features}configs:\n- config_name: {config}\n  data_files:\n{files}"
+    )
+    return f"---\n{head}---\n# Sentences written for this test\n"
+
+
+def write_models(root: Path) -> None:
+    """``root/models``: DistilBERT with its masked-LM head (float32), Qwen3 (bfloat16): random weights, a tokenizer."""
+    import torch
+    import transformers as tf
+
+    torch.manual_seed(0)
+    size = len(WORDS) + 5
+    bert = tf.DistilBertConfig(
+        vocab_size=size, dim=16, hidden_dim=32, n_layers=1, n_heads=2, max_position_embeddings=32
+    )
+    qwen = tf.Qwen3Config(
+        vocab_size=size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    models = {
+        "distilbert/distilbert-base-uncased": tf.DistilBertForMaskedLM(bert),
+        "Qwen/Qwen3-0.6B": tf.Qwen3ForCausalLM(qwen).to(torch.bfloat16),
+    }
+    for name, model in models.items():
+        model.save_pretrained(root / "models" / name)
+        _tokenizer().save_pretrained(root / "models" / name)
+
+
+def _tokenizer():
+    import tokenizers
+    from tokenizers import models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    vocabulary = {word: number for number, word in enumerate([*special.values(), *WORDS])}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {f"{role}_token": token for role, token in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
