@@ -142,8 +142,9 @@ def share_of_loss(
 
 
 def summed_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """A ``loss_function`` for classifiers: cross entropy summed over (B, C) logits / targets of the whole window."""
-    logits = outputs.logits.float().view(-1, outputs.logits.shape[-1])
+    """A ``loss_function`` for classifiers: cross entropy summed over logits (..., C) / targets of the whole window."""
+    logits = outputs.logits.flatten(0, -2)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum in 16 bit would lose digits
     total = nn.functional.cross_entropy(logits, labels.view(-1), ignore_index=IGNORED, reduction="sum")
     return total / num_items_in_batch
 

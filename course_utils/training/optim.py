@@ -169,7 +169,8 @@ def _adamw_lists(
 
 @functools.cache
 def _compiled_update() -> Callable:
-    return torch.compile(_adamw_lists, fullgraph=True, dynamic=False)
+    # One variant per list of shapes and per group; the default limit of 8 variants is for code that should not vary.
+    return torch.compile(_adamw_lists, fullgraph=True, dynamic=False, recompile_limit=64)
 
 
 def compiler_available() -> bool:

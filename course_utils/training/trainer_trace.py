@@ -150,10 +150,15 @@ class _Recorder:
         self.depth = 0
         self.origin = time.perf_counter()
         self.original_classes: list[tuple[Any, type]] = []
+        self.original_attributes: list[tuple[Any, str, Any]] = []
 
     def watch(self, obj: Any, methods: dict[str, tuple[str, str]]) -> None:
         """Give ``obj`` a subclass of its own class in which ``methods`` are timed."""
         cls = type(obj)
+        for method in methods.keys() & vars(obj).keys():
+            # A scheduler puts a counting ``step`` on the optimizer object itself, which hides the class's.
+            self.original_attributes.append((obj, method, vars(obj)[method]))
+            setattr(obj, method, self.timed(vars(obj)[method], *methods[method]))
         timed = {
             method: self.timed(getattr(cls, method), *label)
             for method, label in methods.items()
@@ -202,7 +207,9 @@ class _Recorder:
         self.watch(self.trainer.model_wrapped, MODEL_METHODS)
 
     def stop(self) -> None:
-        """Put every class back and order the calls by their start."""
+        """Put every class and attribute back and order the calls by their start."""
+        for obj, name, value in self.original_attributes:
+            setattr(obj, name, value)
         for obj, cls in reversed(self.original_classes):
             obj.__class__ = cls
         self.trace.calls.sort(key=lambda call: (call.start, call.depth))

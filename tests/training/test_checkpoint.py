@@ -1,0 +1,196 @@
+"""Checkpoints: kill -9 anywhere and resume bitwise, damage is named, nothing but data is loaded."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from course_utils.training.checkpoint import (
+    CheckpointError,
+    latest_checkpoint,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+
+KILL_POINTS = ["weights", "state", "flush", "rename", "signal"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    model, history = tiny_run.run(tmp_path_factory.mktemp("whole"), save_every=0)
+    return model.state_dict(), [record["loss"] for record in history]
+
+
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory):
+    """One process per kill point, started together; each ends by SIGKILL."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    runs = {}
+    for point in KILL_POINTS:
+        folder = tmp_path_factory.mktemp(point)
+        command = [sys.executable, tiny_run.__file__, str(folder), point]
+        runs[point] = (folder, subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    wait_then_kill(runs["signal"][1])
+    results = {point: (folder, process.wait(timeout=120)) for point, (folder, process) in runs.items()}
+    for _, process in runs.values():
+        process.stdout.close()
+    return results
+
+
+def wait_then_kill(process):
+    """Kill it at a moment nobody chose: some milliseconds after its third step."""
+    while (line := process.stdout.readline()) and int(line) < 3:
+        pass
+    time.sleep(random.Random().uniform(0, 0.05))
+    process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_killed_and_resumed_equals_uninterrupted(point, killed_runs, uninterrupted):
+    folder, code = killed_runs[point]
+    assert code == -signal.SIGKILL
+    newest = latest_checkpoint(folder)
+    if point != "signal":  # the fifth save died: the fourth checkpoint is the newest, and leftovers do not count
+        assert newest.name == "step-00000004"
+        assert [p.name for p in folder.iterdir() if p.name.startswith(".step-00000005.tmp")]
+    first = int(newest.name[-8:])
+    model, history = tiny_run.run(folder, resume=True, seed=99)  # a wrong seed: everything must come from the files
+    weights, losses = uninterrupted
+    assert [record["loss"] for record in history] == losses[first:]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8, 10])  # 5 and 10: exactly at the end of an epoch
+def test_resume_within_and_between_epochs(stop, tmp_path, uninterrupted):
+    tiny_run.run(tmp_path, max_steps=stop, save_every=stop)
+    model, history = tiny_run.run(tmp_path, save_every=0, resume=True, seed=99)
+    weights, losses = uninterrupted
+    assert [record["loss"] for record in history] == losses[stop:]
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_resume_without_a_checkpoint_starts_at_zero(tmp_path):
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    _, history = tiny_run.run(tmp_path, max_steps=2, resume=True, save_every=0)
+    assert [record["step"] for record in history] == [1, 2]
+
+
+def test_same_step_twice_replaces_it(tmp_path):
+    model, optimizer, scheduler, batches = tiny_run.build()
+    save_checkpoint(tmp_path, 3, model, optimizer)
+    with torch.no_grad():
+        model.layers[0].bias.fill_(7)
+    path = save_checkpoint(tmp_path, 3, model, optimizer)
+    other = tiny_run.TinyClassifier()
+    assert load_checkpoint(path, other) == 3
+    assert (other.layers[0].bias == 7).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    objects = tiny_run.build()
+    return save_checkpoint(tmp_path, 1, *objects), objects
+
+
+def damage_truncate(path):
+    with open(path / "model.safetensors", "rb+") as file:
+        file.truncate(200)
+    return "model.safetensors differs from its manifest"
+
+
+def damage_flip(path):
+    data = bytearray((path / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / "state.pt").write_bytes(data)
+    return "state.pt differs from its manifest"
+
+
+def damage_remove(path):
+    (path / "state.pt").unlink()
+    return "state.pt is missing"
+
+
+def damage_manifest(path):
+    (path / "manifest.json").write_text("{")
+    return "manifest.json is not readable"
+
+
+def damage_no_manifest(path):
+    (path / "manifest.json").unlink()
+    return "manifest.json is missing"
+
+
+def damage_foreign_manifest(path):
+    (path / "manifest.json").write_text(json.dumps([1]))
+    return "manifest.json is not readable"
+
+
+@pytest.mark.parametrize("damage", [v for k, v in list(globals().items()) if k.startswith("damage_")])
+def test_damage_is_named_and_changes_nothing(damage, saved):
+    path, (model, optimizer, scheduler, batches) = saved
+    message = damage(path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path, model, optimizer, scheduler, batches)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_missing_checkpoint_and_wrong_model(saved):
+    path, (model, optimizer, _, batches) = saved
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint(path.with_name("step-00000009"), model)
+    with pytest.raises(CheckpointError, match="another model's weights"):
+        load_checkpoint(path, torch.nn.Linear(2, 2))
+    without = save_checkpoint(path.parent, 2, model, optimizer)
+    with pytest.raises(CheckpointError, match="saved without batches"):
+        load_checkpoint(without, model, optimizer, batches=batches)
+
+
+def test_files_hold_no_code(tmp_path):
+    tiny_run.run(tmp_path, max_steps=1)
+    path = latest_checkpoint(tmp_path)
+    state = torch.load(path / "state.pt", weights_only=True)
+    assert state["step"] == 1 and set(state["optimizer"]["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_random_state_covers_three_generators():
+    def draw():
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    np.random.randn()  # leaves a cached second gaussian behind
+    state = random_state()
+    first = draw()
+    set_random_state(state)
+    assert draw() == first
+
+
+def test_tied_weights_survive(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    path = save_checkpoint(tmp_path, 1, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    expected = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    load_checkpoint(path, model)
+    assert torch.equal(model[1].weight, expected) and model[1].weight is model[0].weight
