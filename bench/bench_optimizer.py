@@ -1,0 +1,87 @@
+"""Step times of six AdamW versions on the parameters of lesson 01's classifier, as ratios to torch's fused one.
+
+    python bench/bench_optimizer.py                 # all six; compiling takes about 20 s
+    python bench/bench_optimizer.py --rounds 500
+    python bench/bench_optimizer.py --device cuda
+
+Only `optimizer.step()` is timed. All versions take turns in every round, and the median counts. The goal of the
+compiled version is <= 1.1 x fused; with --check a miss ends with exit code 1.
+"""
+
+import argparse
+import os
+import platform
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from course_utils.training.optim import AdamW, CompiledAdamW, ForeachAdamW, compiler_available
+from course_utils.training.timing import interleaved_medians
+
+HIDDEN, VOCABULARY, LAYERS, LABELS = 128, 8000, 4, 10
+GOAL = 1.1  # compiled / fused
+
+
+def parameter_shapes():
+    """Shapes of the course's encoder classifier (ModernBERT configuration, 1.7M parameters)."""
+    layer = [(3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (4 * HIDDEN, HIDDEN), (HIDDEN, 2 * HIDDEN), (HIDDEN,), (HIDDEN,)]
+    head = [(HIDDEN, HIDDEN), (HIDDEN,), (HIDDEN,), (LABELS, HIDDEN), (LABELS,)]
+    return [(VOCABULARY, HIDDEN), *(layer * LAYERS), *head]
+
+
+def make_optimizer(cls, device, **options):
+    """An optimizer over its own copy of the parameters, with gradients in place."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator).to(device)) for s in parameter_shapes()]
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator).to(device)
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return cls(groups, lr=1e-3, **options)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=200, help="measured steps of each version (default: 200)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--check", action="store_true", help=f"exit 1 unless compiled <= {GOAL} x fused")
+    settings = parser.parse_args()
+
+    theirs, device = torch.optim.AdamW, settings.device
+    optimizers = {
+        "torch for-loop": make_optimizer(theirs, device, foreach=False),
+        "torch foreach": make_optimizer(theirs, device, foreach=True),
+        "torch fused": make_optimizer(theirs, device, fused=True),
+        "own readable": make_optimizer(AdamW, device),
+        "own foreach": make_optimizer(ForeachAdamW, device),
+    }
+    if compiler_available():
+        optimizers["own compiled"] = make_optimizer(CompiledAdamW, device)
+    else:
+        print("own compiled: skipped, torch.compile needs a C++ compiler (g++) and none was found")
+
+    def timed_step(optimizer):
+        optimizer.step()
+        if device != "cpu":
+            torch.accelerator.synchronize()
+
+    steps = {name: (lambda o=optimizer: timed_step(o)) for name, optimizer in optimizers.items()}
+    medians = interleaved_medians(steps, settings.rounds)
+    size = sum(p.numel() for group in optimizers["torch fused"].param_groups for p in group["params"])
+    where = (
+        torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    print(f"optimizer.step(), {size:,} parameters, median of {settings.rounds} interleaved rounds, {where}")
+    print(f"{'version':16}{'ms':>8}{'x fused':>10}")
+    for name, seconds in medians.items():
+        print(f"{name:16}{seconds * 1e3:8.2f}{seconds / medians['torch fused']:10.2f}")
+    if settings.check and medians.get("own compiled", 0) > GOAL * medians["torch fused"]:
+        sys.exit(f"own compiled takes more than {GOAL} x torch fused")
+
+
+if __name__ == "__main__":
+    main()
