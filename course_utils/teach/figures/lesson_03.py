@@ -1,0 +1,182 @@
+"""Figures of lesson 03: the Trainer's step and evaluation as timelines, schedules, curves, checkpoints, formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from course_utils.teach.figures.core import COLORS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from course_utils.training.trainer_trace import Call
+
+KIND_COLORS = {
+    "outer": "#C9C9C9",
+    "data": COLORS["green"],
+    "forward": COLORS["blue"],
+    "backward": COLORS["orange"],
+    "update": COLORS["red"],
+    "callback": COLORS["black"],
+    "logging": COLORS["purple"],
+    "checkpoint": COLORS["sky"],
+    "setup": "#6B6B6B",
+}
+
+
+def timeline(calls: Sequence[Call], title: str) -> Figure:
+    """One row per traced method, in order of first call; bars are calls, black diamonds are callback events.
+
+    Args:
+        calls: from ``Trace.of_step`` or ``Trace.inside``.
+        title: what was traced.
+    """
+    names = list(dict.fromkeys(call.name for call in calls))
+    depth = {call.name: call.depth for call in reversed(calls)}
+    top, origin = min(depth.values()), min(call.start for call in calls)
+    figure, axes = new_figure(height=0.9 + 0.29 * len(names))
+    end = max(call.start + call.seconds for call in calls) - origin
+    for row, name in enumerate(names):
+        own = [call for call in calls if call.name == name]
+        total = 1e3 * sum(call.seconds for call in own)
+        color = KIND_COLORS[own[0].kind]
+        starts = [1e3 * (call.start - origin) for call in own]
+        if own[0].kind == "callback":
+            axes.plot(starts, [row] * len(own), "D", color=color, markersize=5)
+        else:
+            # A call too short to see still gets a sliver.
+            widths = [1e3 * max(call.seconds, 0.003 * end) for call in own]
+            axes.broken_barh(list(zip(starts, widths, strict=True)), (row - 0.36, 0.72), color=color)
+        text = f"{total:.2f} ms" + (f" in {len(own)} calls" if len(own) > 1 else "")
+        axes.text(1e3 * end * 1.03, row, text, va="center", fontsize=9, color="#444444")
+    labels = ["   " * (depth[name] - top) + name for name in names]
+    axes.set_yticks(range(len(names)), labels, fontfamily="monospace", fontsize=10, ha="left")
+    # Left-aligned labels show the nesting; the padding makes room for the longest.
+    axes.tick_params(axis="y", pad=7.2 * max(map(len, labels)), length=0)
+    axes.set(xlabel="time (milliseconds)", title=title, xlim=(0, 1e3 * end * 1.25), ylim=(len(names) - 0.4, -0.6))
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def schedules(curves: Mapping[str, Sequence[float]], warmup_steps: int) -> Figure:
+    """Small multiples: learning rate as a share of its peak over the optimizer steps, one panel per schedule."""
+    columns = 4
+    rows = -(-len(curves) // columns)
+    figure, axes = new_figure(rows, columns, height=1.9, sharex=True, sharey=True, squeeze=False)
+    for axis, (name, curve) in zip(axes.flat, curves.items(), strict=False):
+        axis.axvspan(0, warmup_steps, color="#EFEFEF")
+        axis.plot(range(len(curve)), curve, color=COLORS["blue"])
+        axis.set_title(name, fontsize=9.5)
+        axis.set_ylim(0, 1.08)
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    figure.supxlabel("optimizer step (grey: warm-up)", fontsize=12)
+    figure.supylabel("learning rate / peak", fontsize=12)
+    return figure
+
+
+def training_curves(history: Sequence[Mapping[str, float]], best_step: int | None = None) -> Figure:
+    """Training and validation loss on the left; accuracy and macro-F1 of the validation rows on the right.
+
+    Args:
+        history: ``trainer.state.log_history``.
+        best_step: optimizer step of the best checkpoint, marked by a dashed line.
+    """
+
+    def points(key: str) -> tuple[list[int], list[float]]:
+        found = [(entry["step"], entry[key]) for entry in history if key in entry]
+        return [step for step, _ in found], [value for _, value in found]
+
+    figure, (left, right) = new_figure(1, 2)
+    left.plot(*points("loss"), color=COLORS["sky"], label="training (mean since last log)")
+    left.plot(*points("eval_loss"), "o-", color=COLORS["blue"], label="validation")
+    left.set(xlabel="optimizer step", ylabel="cross entropy (nats)", title="Loss")
+    right.plot(*points("eval_accuracy"), "s-", color=COLORS["green"], label="accuracy")
+    right.plot(*points("eval_macro_f1"), "o-", color=COLORS["orange"], label="macro-F1")
+    right.set(xlabel="optimizer step", ylabel="share (0 to 1)", title="Validation metrics", ylim=(0, 1))
+    for axis in (left, right):
+        if best_step:
+            axis.axvline(best_step, color=COLORS["black"], linestyle="--", linewidth=1.2, label="best checkpoint")
+        axis.legend(fontsize=9.5, frameon=True, framealpha=0.9, edgecolor="none")
+    return figure
+
+
+def checkpoints_on_disk(kept: Mapping[int, Sequence[int]], best: Mapping[int, int | None]) -> Figure:
+    """Which checkpoints lie on the disk after each save.
+
+    Args:
+        kept: step of a save -> steps of the checkpoints on disk right after it.
+        best: step of a save -> step of the best checkpoint known then (None: none yet).
+    """
+    saves = sorted(kept)
+    position = {step: i for i, step in enumerate(saves)}
+    figure, axes = new_figure(height=0.9 + 0.45 * len(saves))
+    for x, save in enumerate(saves):
+        for step in saves[: x + 1]:
+            on_disk, is_best = step in kept[save], step == best[save]
+            face = COLORS["orange"] if is_best else COLORS["sky"] if on_disk else "white"
+            axes.scatter(x, position[step], s=560, marker="s", color=face, edgecolor="#9A9A9A")
+            if is_best:
+                axes.text(x, position[step], "best", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(saves)), saves)
+    axes.set_yticks(range(len(saves)), saves)
+    axes.set(xlabel="after the save at optimizer step", ylabel="checkpoint", title="On disk: filled; deleted: empty")
+    axes.set(xlim=(-0.6, len(saves) - 0.4), ylim=(-0.7, len(saves) - 0.3))
+    return figure
+
+
+def number_formats(formats: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Range and spacing of floating point formats.
+
+    Args:
+        formats: name -> ``smallest`` (subnormal), ``tiny`` (smallest normal), ``max``, ``eps`` (distance from 1 to
+            the next larger number), as ``torch.finfo`` gives them.
+    """
+    figure, (left, right) = new_figure(1, 2, height=3.0)
+    colors = [COLORS["blue"], COLORS["green"], COLORS["orange"], COLORS["red"]]
+    for row, ((_, info), color) in enumerate(zip(formats.items(), colors, strict=False)):
+        low, normal, high = (np.log10(info[key]) for key in ("smallest", "tiny", "max"))
+        left.barh(row, high - normal, left=normal, height=0.5, color=color)
+        left.barh(row, normal - low, left=low, height=0.5, color=color, alpha=0.35)
+        ticks = np.arange(1, 1.0321, info["eps"]) if info["eps"] > 1e-4 else None
+        if ticks is None:
+            right.plot([1, 1.032], [row, row], linewidth=9, color=color, solid_capstyle="butt")
+        else:
+            right.plot(ticks, [row] * len(ticks), "|", markersize=20, markeredgewidth=1.6, color=color)
+    left.axvline(0, color=COLORS["black"], linewidth=1)
+    left.set_yticks(range(len(formats)), list(formats))
+    left.set(xlabel="magnitude (power of ten)", title="Range (pale: subnormal)")
+    right.set_yticks(range(len(formats)), [])
+    right.set(xlabel="numbers that exist from 1 to 1.032", title="Precision", xlim=(0.999, 1.033))
+    for axis in (left, right):
+        axis.set_ylim(len(formats) - 0.5, -0.5)
+    return figure
+
+
+def gradient_underflow(magnitudes: Sequence[float], smallest: float, scale: float) -> Figure:
+    """Histogram of gradient magnitudes against the smallest number of fp16, plain and multiplied by ``scale``.
+
+    Args:
+        magnitudes: absolute values of gradients, all > 0.
+        smallest: fp16's smallest positive number.
+        scale: the loss scale, a power of two.
+    """
+    logs = np.log10(np.asarray(magnitudes, dtype=float))
+    figure, axes = new_figure(height=3.2)
+    for values, color, label in (
+        (logs, COLORS["blue"], "gradients"),
+        (logs + np.log10(scale), COLORS["orange"], f"gradients of loss x {scale:,.0f}"),
+    ):
+        axes.hist(
+            values, bins=120, range=(-16, 6), color=color, alpha=0.65, weights=np.full(len(logs), 100 / len(logs))
+        )
+        axes.plot([], [], color=color, linewidth=8, alpha=0.65, label=label)
+    axes.axvspan(-16, np.log10(smallest / 2), color="#E9E9E9", zorder=0, label="rounds to 0 in fp16")
+    axes.axvline(np.log10(65504), color=COLORS["black"], linestyle="--", linewidth=1.2, label="fp16's largest number")
+    axes.set(xlabel="gradient magnitude (power of ten)", ylabel="share of gradients (%)", xlim=(-14, 6))
+    axes.set_title("Loss scaling moves gradients into fp16's range")
+    axes.legend(fontsize=9.5, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
+    return figure
