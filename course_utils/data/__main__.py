@@ -1,0 +1,22 @@
+"""``python -m course_utils.data``: build every local data set and tokenizer now, so that no lesson has to wait."""
+
+import sys
+import time
+
+
+def main() -> int:
+    from course_utils.data import cache_folder, load_classification, load_instructions, load_language_modelling
+
+    start = time.perf_counter()
+    try:
+        for load in (load_classification, load_instructions, load_language_modelling):
+            load()
+    except (OSError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"data ready in {cache_folder()} ({time.perf_counter() - start:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
