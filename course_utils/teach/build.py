@@ -92,15 +92,13 @@ def build(source: Path, notebook: Path) -> int:
     """
     import jupytext
     import nbformat
-    import papermill
 
     fresh = jupytext.read(source)
     fresh.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC})
     with tempfile.TemporaryDirectory() as folder:
         unexecuted, executed = Path(folder) / "in.ipynb", Path(folder) / "out.ipynb"
         nbformat.write(fresh, unexecuted)
-        papermill.execute_notebook(unexecuted, executed, kernel_name="python3", cwd=notebook.parent, progress_bar=False)
-        result = _read(executed)
+        result = execute(unexecuted, executed, notebook.parent)
     normalise(result)
     result.metadata["course"] = {
         "source_sha256": source_sha256(source),
@@ -113,6 +111,25 @@ def build(source: Path, notebook: Path) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return sum(cell.cell_type == "code" for cell in result.cells)
+
+
+def execute(notebook: Path, executed: Path, folder: Path, parameters: dict[str, Any] | None = None) -> Any:
+    """Run ``notebook`` with papermill in ``folder`` on this environment's kernel and write it to ``executed``.
+
+    Raises:
+        papermill.exceptions.PapermillExecutionError: a cell failed; ``executed`` holds the outputs up to there.
+    """
+    import papermill
+
+    return papermill.execute_notebook(
+        notebook,
+        executed,
+        parameters=parameters or {},
+        kernel_name="python3",
+        cwd=folder,
+        progress_bar=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no remark about loopback traffic on every start
+    )
 
 
 def normalise(notebook: Any) -> None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from course_utils.teach.build import ROOT, describe_failure
+from course_utils.teach.build import ROOT, describe_failure, execute
 
 
 def lessons(root: Path = ROOT) -> list[Path]:
@@ -35,22 +35,13 @@ def run(notebooks: list[Path], folder: Path, parameters: dict[str, Any] | None =
     Returns:
         The error text of each failed notebook, by name.
     """
-    import papermill
-
     folder.mkdir(parents=True, exist_ok=True)
     failures = {}
     for number, notebook in enumerate(notebooks, 1):
         print(f"[{number}/{len(notebooks)}] {notebook.stem:<24}", end=" ", flush=True)
         began = time.perf_counter()
         try:
-            result = papermill.execute_notebook(
-                notebook,
-                folder / notebook.name,
-                parameters=parameters or {},
-                kernel_name="python3",
-                cwd=notebook.parent,
-                progress_bar=False,
-            )
+            result = execute(notebook, folder / notebook.name, notebook.parent, parameters)
             outcome = f"{sum(cell.cell_type == 'code' for cell in result.cells):>3} cells"
         except Exception as error:  # a broken lesson must not stop the others
             failures[notebook.stem] = describe_failure(error)
