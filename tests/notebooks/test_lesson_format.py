@@ -1,0 +1,116 @@
+"""Every lesson and deck keeps the lesson format; each rule is shown to notice a planted fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lesson_rules as rules
+import nbformat
+import pytest
+
+from course_utils.teach import build
+
+ROOT = build.ROOT
+LESSONS = [n for n in build.targets().values() if n.parent.name == "notebooks"]
+DECKS = [n for n in build.targets().values() if n.parent.name == "slides"]
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    if not path.exists():
+        pytest.fail(f"{path.name} is not built: run `make notebooks`")
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.mark.parametrize("rule", rules.LESSON_RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_lesson(lesson, rule):
+    assert rule(read(lesson)) == []
+
+
+@pytest.mark.parametrize("rule", rules.DECK_RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("deck", DECKS, ids=lambda path: f"deck-{path.stem}")
+def test_deck(deck, rule):
+    assert rule(read(deck)) == []
+
+
+def test_every_lesson_has_a_deck_and_every_deck_a_lesson():
+    assert {path.stem for path in DECKS} == {path.stem for path in LESSONS}
+
+
+def test_readme_lists_every_lesson():
+    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    for lesson in LESSONS:
+        assert any(f"notebooks/{lesson.name}" in row for row in rows), f"README's table has no row for {lesson.name}"
+
+
+# --- each rule on a lesson that keeps all of them, and with one fault planted -----------------------------------------
+
+CODE, TEXT = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+
+
+def good_lesson() -> nbformat.NotebookNode:
+    image = nbformat.v4.new_output(
+        "display_data", {"image/png": "x", "text/plain": "Figure: a line"}, metadata={"image/png": {"alt": "A line."}}
+    )
+    cells = [
+        TEXT("# 01 · A lesson\nYou will be able to read. **Minutes:** 5 · **Prerequisites:** none"),
+        CODE("source = 'local'\nmax_steps = 3\nseed = 0", metadata={"tags": ["parameters"]}),
+        TEXT("## 1 What goes wrong"),
+        CODE("show()", outputs=[image]),
+        CODE("t = 2\nassert t < 3\nprint(t)", metadata={"tags": ["nbval-ignore-output"]}),
+        TEXT("## Exercises"),
+        CODE('teach.check("01.1", f)', outputs=[nbformat.v4.new_output("stream", text="○ 01.1: not attempted yet.\n")]),
+        CODE('teach.check("01.2", g)'),
+        TEXT("## Recap"),
+        TEXT("## Quiz\n<details><summary>Answer</summary>\n\nYes.\n\n</details>"),
+        TEXT("**Next:** lesson 02"),
+    ]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.mark.parametrize("rule", rules.LESSON_RULES, ids=lambda rule: rule.__name__)
+def test_a_good_lesson_passes(rule):
+    assert rule(good_lesson()) == []
+
+
+def printed(text: str):
+    return lambda nb: nb.cells[3].outputs.append(nbformat.v4.new_output("stream", text=text))
+
+
+@pytest.mark.parametrize(
+    ("rule", "plant", "message"),
+    [
+        (rules.parameters_first, lambda nb: nb.cells[1].metadata.update(tags=[]), "not tagged parameters"),
+        (rules.parameters_first, lambda nb: nb.cells[1].update(source="seed = 0"), "max_steps, source"),
+        (rules.known_tags, lambda nb: nb.cells[3].metadata.update(tags=["nbval-ignore"]), "'nbval-ignore'"),
+        (rules.known_tags, lambda nb: nb.cells[3].metadata.update(tags=["nbval-skip"]), "'nbval-skip'"),
+        (rules.ignored_cells_assert, lambda nb: nb.cells[4].update(source="print(2)  # assert"), "asserts nothing"),
+        (rules.ignored_cells_assert, lambda nb: nb.cells[4].metadata.update(tags=["strip-output"]), "without nbval"),
+        (rules.compared_share, lambda nb: [c.metadata.update(tags=["nbval-ignore-output"]) for c in nb.cells], "0% of"),
+        (rules.short_cells, lambda nb: [c.update(source="x = 1\n" * 11) for c in nb.cells], "has 11 lines"),
+        (rules.sections, lambda nb: nb.cells.pop(2), "what goes wrong"),
+        (rules.sections, lambda nb: nb.cells.pop(5), "exercises"),
+        (rules.sections, lambda nb: nb.cells.pop(8), "recap"),
+        (rules.sections, lambda nb: nb.cells.pop(9), "quiz"),
+        (rules.sections, lambda nb: nb.cells.pop(0), "title"),
+        (rules.sections, lambda nb: nb.cells[9].update(source="## Quiz\n<details>"), "not closed"),
+        (rules.exercises_checked, lambda nb: nb.cells.pop(6), "fewer than two"),
+        (rules.images_have_alt_text, lambda nb: nb.cells[3].outputs[0].metadata.clear(), "alternative text"),
+        (rules.images_have_alt_text, lambda nb: nb.cells[2].update(source="![](a.png)"), "alternative text"),
+        (rules.quiet_outputs, printed(" 42%|████      | 42/100 [00:01<00:02, 25.3it/s]"), "progress bar"),
+        (rules.quiet_outputs, printed("<stdin>:1: FutureWarning: old"), "warning"),
+        (rules.quiet_outputs, printed("saved to /tmp/tmpabc/checkpoint-3"), "path of the machine"),
+        (rules.quiet_outputs, printed("('/home/me/.cache')"), "path of the machine"),
+        (rules.quiet_outputs, printed("<object at 0x7f00aa11bb22>"), "address in memory"),
+    ],
+)
+def test_a_planted_fault_is_noticed(rule, plant, message):
+    lesson = good_lesson()
+    plant(lesson)
+    assert message in "\n".join(rule(lesson))
+
+
+def test_urls_and_words_are_no_paths():
+    lesson = good_lesson()
+    printed("https://example.org/home/a and input/work/x, 3/tmp\nTensor of shape (2, 3)")(lesson)
+    assert rules.quiet_outputs(lesson) == []
