@@ -116,9 +116,8 @@ def _alt(output: Any) -> str:
 def quiet_outputs(notebook: Any) -> list[str]:
     found = []
     for number, text in output_texts(notebook):
-        found += [
-            f"code cell {number} prints {what}: {text[:200]!r}" for what, p in NOISE.items() if re.search(p, text)
-        ]
+        noise = [what for what, pattern in NOISE.items() if re.search(pattern, text)]
+        found += [f"code cell {number} prints {what}: {text[:200]!r}" for what in noise]
     return found
 
 
