@@ -47,9 +47,8 @@ def find_decks(wanted: list[str], folder: Path = DECKS) -> list[Path]:
     Raises:
         DeckError: no such deck, or its source was never executed into a notebook.
     """
-    names = sorted(
-        {path.stem for pattern in ("[0-9][0-9]_*.py", "[0-9][0-9]_*.ipynb") for path in folder.glob(pattern)}
-    )
+    files = [path for path in folder.glob("[0-9][0-9]_*") if path.suffix in (".py", ".ipynb")]
+    names = sorted({path.stem for path in files})
     if not names:
         raise DeckError(f"no deck in {folder}; expected files called NN_name.py there")
     for want in wanted:

@@ -6,6 +6,7 @@ verdicts as the tests.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,13 @@ FLAGS = [
     "--force-color-profile=srgb",
 ]
 
+# Shows a slide with its fragments, then waits until it is drawn.
+_SHOW = """async number => {
+  Reveal.slide(number);
+  while (Reveal.availableFragments().next) Reveal.nextFragment();
+  await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+}"""
+
 # Measures the slide on screen. Fragments are shown by then. 2 px of tolerance: rounding of scaled boxes.
 _MEASURE = """() => {
   const slide = Reveal.getCurrentSlide();
@@ -39,7 +47,8 @@ _MEASURE = """() => {
     if (element.closest('aside.notes') || element.closest('math') !== null && element.tagName !== 'math') continue;
     const box = element.getBoundingClientRect();
     if (!box.width || !box.height) continue;
-    const over = Math.max(frame.left - box.left, frame.top - box.top, box.right - frame.right, box.bottom - frame.bottom);
+    const over = Math.max(
+      frame.left - box.left, frame.top - box.top, box.right - frame.right, box.bottom - frame.bottom);
     const inner = element.scrollWidth - element.clientWidth > 2 && getComputedStyle(element).display !== 'inline';
     if (over / scale > 2 || inner) outside.push(`<${element.localName}> ${element.textContent.trim().slice(0, 40)}`);
   }
@@ -48,16 +57,15 @@ _MEASURE = """() => {
   const low = [...slide.children].filter(e => !['FOOTER', 'ASIDE'].includes(e.tagName))
     .filter(e => e.getBoundingClientRect().bottom - floor > 2 * scale)
     .map(e => `<${e.localName}> ${e.textContent.trim().slice(0, 40)} runs into the footer`);
-  const text = [...slide.childNodes].filter(n => n.localName !== 'aside').map(n => n.textContent).join(' ');
+  const prose = [slide, ...slide.querySelectorAll('*')].filter(e => !e.closest('pre, code, math'))
+    .flatMap(e => [...e.childNodes].filter(n => n.nodeType === Node.TEXT_NODE));
   return {
     title: slide.querySelector('h1, h2')?.textContent.trim() ?? '',
     outside: [...new Set([...outside, ...low])],
     overflow: [slide.scrollWidth - slide.clientWidth, slide.scrollHeight - slide.clientHeight],
     notes: [...slide.querySelectorAll('aside.notes')].map(n => n.textContent.trim()).join(' ').trim(),
-    rawMath: [...slide.querySelectorAll('*')].some(
-      e => !e.closest('pre, code') && [...e.childNodes].some(n => n.nodeType === 3 && /\\$\\$|\\\\(frac|sum|theta)/.test(n.data))),
+    rawMath: prose.some(n => /\\$\\$|\\\\[a-z]{2,}/.test(n.data)),
     math: slide.querySelectorAll('math').length,
-    words: text.split(/\\s+/).filter(Boolean).length,
     images: [...slide.querySelectorAll('img')].map(i => ({
       alt: i.alt.trim(), loaded: i.complete && i.naturalWidth > 0, height: i.getBoundingClientRect().height / scale})),
     codeSizes: [...slide.querySelectorAll('pre')].map(p => parseFloat(getComputedStyle(p).fontSize)),
@@ -138,6 +146,8 @@ def chromium() -> Iterator:
 def open_deck(context, path: Path, walk: Walk):
     """Open a deck from file:// in a new page of ``context``, recording requests and console errors in ``walk``."""
     page = context.new_page()
+    # What asks for the network is recorded and refused, so that a deck under test never reaches it.
+    page.route(re.compile("^https?://"), lambda route: route.abort())
     page.on("request", lambda request: walk.requests.append(request.url))
     page.on("pageerror", lambda error: walk.console.append(str(error)))
     page.on("console", lambda message: walk.console.append(message.text) if message.type == "error" else None)
@@ -158,11 +168,7 @@ def walk(context, path: Path, pictures: Path | None = None) -> Walk:
     page = open_deck(context, path, seen)
     try:
         for number in range(page.evaluate("Reveal.getTotalSlides()")):
-            page.evaluate(
-                "number => { Reveal.slide(number); while (Reveal.availableFragments().next) Reveal.nextFragment() }",
-                number,
-            )
-            page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            page.evaluate(_SHOW, number)
             seen.slides.append(page.evaluate(_MEASURE))
             if pictures:
                 page.screenshot(path=pictures / f"{path.stem}_{number + 1:02d}.png")

@@ -118,9 +118,8 @@ def mathml(latex: str, display: str) -> str:
     # latex2mathml knows align*, not aligned; they look the same on a slide.
     text = re.sub(r"\{(aligned|split)\}", "{align*}", latex.strip())
     try:
-        tree = ElementTree.fromstring(
-            convert(text, display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
-        )
+        # Without its namespace, which an HTML page does not need and ElementTree would write as a prefix.
+        tree = ElementTree.fromstring(re.sub(r' xmlns="[^"]*"', "", convert(text, display=display)))
     except Exception as error:  # its parser raises many types
         raise ValueError(f"formula {latex.strip()!r} cannot be converted to MathML ({type(error).__name__})") from error
     for element in tree.iter():

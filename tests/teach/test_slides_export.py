@@ -1,0 +1,179 @@
+"""Decks without a browser: what the page holds, formulas, one clear sentence for every deck that cannot be built."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_output
+from throwaway_deck import NUM_SLIDES, code, deck, save, slide
+
+from course_utils.teach import slides
+from course_utils.teach.slides_export import mathml
+
+DECKS = sorted(slides.DECKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture
+def page(tmp_path) -> str:
+    return slides.build_deck(save(deck(), tmp_path), tmp_path / "html").path.read_text()
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_page_is_self_contained(page):
+    soup = BeautifulSoup(page, "html.parser")
+    addresses = [tag.get("src") or tag.get("href") for tag in soup.select("[src], [href]")]
+    assert addresses and all(address.startswith("data:") for address in addresses)
+    styles = "".join(style.text for style in soup.select("style"))
+    assert "@import" not in styles and not re.search(r"url\((?![\"']?data:)", styles)
+    assert "reveal.js 5" in page and "RevealNotes" in page
+    assert len(soup.select("script")) == 3  # reveal.js, its notes plugin, the call that starts them: no MathJax
+
+
+def test_hidden_input_and_skipped_cells_stay_out(page):
+    assert "secret_of_the_figure" not in page
+    assert "import math" not in page
+    assert 'alt="A rising line."' in page
+
+
+def test_input_of_an_untagged_cell_is_shown_with_its_output(tmp_path):
+    shown = code("print(6 * 7)", new_output("stream", name="stdout", text="42\n"))
+    page = slides.build_deck(save(deck(slide("## Live"), shown), tmp_path), tmp_path).path.read_text()
+    assert '<span class="mi">6</span>' in page and '<pre class="output">42\n</pre>' in page
+
+
+def test_notes_stand_before_the_fragments_they_follow(page):
+    third = page.split("<section")[3]
+    assert third.index("Walk through it.") < third.index('<div class="fragment">')
+
+
+def test_every_slide_is_numbered_and_named(page):
+    footers = re.findall(r"<footer><span>(.*?)</span><span>(.*?)</span></footer>", page)
+    assert footers == [("00 · A throwaway deck", f"{n} / {NUM_SLIDES}") for n in range(1, NUM_SLIDES + 1)]
+
+
+def test_subslides_become_slides(tmp_path):
+    nb = deck(slide("## Below", "subslide"), slide("Note.", "notes"))
+    built = slides.build_deck(save(nb, tmp_path), tmp_path)
+    assert built.num_slides == NUM_SLIDES
+    assert built.path.read_text().count("<section") == built.path.read_text().count("</section>") == NUM_SLIDES
+
+
+def test_index_lists_decks_built_earlier_too(tmp_path, capsys):
+    for name in ("01_one", "02_two"):
+        save(deck(), tmp_path, name)
+        assert slides.main([name, "--decks", str(tmp_path), "--out", str(tmp_path / "html")]) == 0
+    index = (tmp_path / "html" / "index.html").read_text()
+    assert re.findall(r'href="(\d.*?)"', index) == ["01_one.html", "02_two.html"]
+    assert f"{NUM_SLIDES} slides" in index
+    assert f"02_two.html: {NUM_SLIDES} slides" in capsys.readouterr().out
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------------
+
+
+def test_formulas_become_mathml_and_code_keeps_its_dollars(page):
+    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
+    assert body.count("<math") == 2 and body.count("<mfrac>") == 1
+    assert "$HOME stays text" in body and "$$" not in body and r"\theta" not in body
+
+
+def test_aligned_lines_become_a_table():
+    formula = mathml(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "block")
+    assert formula.count("<mtr>") == 2 and "&amp;" not in formula
+
+
+def test_function_names_keep_their_distance():
+    assert '<mo lspace="0.167em" rspace="0.167em">log</mo><mi>p</mi>' in mathml(r"\log p", "inline")
+
+
+@pytest.mark.parametrize("latex", [r"\frobnicate x", r"\frac{a}", r"a & b", r"\sqrt{", r"x_"])
+def test_formula_that_would_print_garbage_is_refused(latex):
+    with pytest.raises(ValueError, match="formula"):
+        mathml(latex, "inline")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def unexecuted(nb):
+    nb.cells[0].execution_count = None
+
+
+def failed(nb):
+    nb.cells[0].outputs.append(new_output("error", ename="ZeroDivisionError", evalue="", traceback=[]))
+
+
+def untitled(nb):
+    nb.cells[1].source = "No heading"
+
+
+def unknown_command(nb):
+    nb.cells[3].source = r"## Math $\frobnicate$"
+
+
+def notes_first(nb):
+    nb.cells.insert(1, slide("Hello.", "notes"))
+
+
+def nothing_to_show(nb):
+    nb.cells = nb.cells[:1]
+
+
+BROKEN = {
+    unexecuted: "was not executed",
+    failed: "stopped with ZeroDivisionError in cell 1",
+    untitled: "has no title",
+    unknown_command: "frobnicate",
+    notes_first: "starts with notes",
+    nothing_to_show: "has no slide",
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN, ids=lambda fault: fault.__name__)
+def test_broken_deck_gives_one_sentence_and_keeps_the_old_page(fault, tmp_path, capsys):
+    nb = deck()
+    fault(nb)
+    save(nb, tmp_path)
+    old = tmp_path / "html" / "00_throwaway.html"
+    old.parent.mkdir()
+    old.write_text("the old page")
+    assert slides.main(["00", "--decks", str(tmp_path), "--out", str(old.parent)]) == 1
+    error = capsys.readouterr().err
+    assert BROKEN[fault] in error and error.startswith("error: ") and error.count("\n") == 1
+    assert old.read_text() == "the old page" and list(old.parent.iterdir()) == [old]
+
+
+def test_missing_decks_give_one_sentence(tmp_path, capsys):
+    def error(*arguments: str) -> str:
+        assert slides.main([*arguments, "--decks", str(tmp_path), "--out", str(tmp_path)]) == 1
+        return capsys.readouterr().err
+
+    assert "no deck in" in error()
+    (tmp_path / "01_written.py").write_text("# %%\n")
+    assert "deck='77' does not exist" in error("77") and "allowed: 01" in error("77")
+    assert "01_written.ipynb is missing" in error("01") and "make notebooks" in error("01")
+    (tmp_path / "01_written.ipynb").write_text("{ half a noteb")
+    assert "not a notebook that can be read" in error("01")
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "deck.html"
+    slides.write_whole(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        slides.write_whole(target, "new \ud800")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+# --- the committed decks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("notebook", DECKS, ids=lambda path: path.stem)
+def test_deck_is_ready_for_jupyterlab(notebook):
+    # Only these two themes of jupyterlab-rise bring their own fonts; the others ask fonts.googleapis.com.
+    rise = nbformat.read(notebook, as_version=4).metadata.get("rise", {})
+    assert rise.get("theme") in ("white", "black"), "copy the `rise:` block of slides/README.md into the deck's header"
