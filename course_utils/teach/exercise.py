@@ -59,9 +59,12 @@ def find(id: str) -> Exercise:
             f"exercise {id!r} is not an exercise number; allowed: two digits, a dot, a number, like '01.2'"
         )
     lesson = id.split(".")[0]
+    module = f"course_utils.teach.exercises.lesson_{lesson}"
     try:
-        importlib.import_module(f"course_utils.teach.exercises.lesson_{lesson}")
+        importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name != module:  # the lesson's module is there, a package it imports is not
+            raise
         raise ValueError(f"exercise {id!r} belongs to lesson {lesson}, which has no exercises") from error
     if id not in _REGISTRY:
         known = ", ".join(sorted(name for name in _REGISTRY if name.startswith(lesson)))

@@ -236,7 +236,8 @@ def test_a_spoilt_download_is_an_error_and_leaves_no_broken_cache(call, fault, s
 def test_a_missing_repository_and_a_missing_file_are_one_sentence_each(root, tmp_path):
     weights = root / "models" / ENCODER / "model.safetensors"
     moved = weights.rename(root / "moved")
-    code = "try: load_hub_classifier('course/absent')\nexcept ConnectionError as error: print(error)\nload_hub_classifier()"
+    code = "try: load_hub_classifier('course/absent')\nexcept ConnectionError as error: print(error)\n"
+    code += "load_hub_classifier()"
     try:
         with HubServer(root) as hub:
             output, _ = run(code, tmp_path, HF_ENDPOINT=hub.url)

@@ -1,0 +1,155 @@
+"""The exercise engine: what counts as unattempted, right, wrong, and what it prints."""
+
+import sys
+import types
+
+import pytest
+
+from course_utils.teach import exercise as engine
+
+
+def solution_1(numbers):
+    """The mean, of an empty list too."""
+    return sum(numbers) / max(len(numbers), 1)
+
+
+@pytest.fixture(autouse=True)
+def lesson_99(monkeypatch):
+    """A lesson 99 with one exercise: the mean of a list."""
+    monkeypatch.setattr(engine, "_REGISTRY", {})
+    exercises = types.ModuleType("course_utils.teach.exercises.lesson_99")
+    solutions = types.ModuleType("course_utils.teach.solutions.lesson_99")
+    monkeypatch.setitem(sys.modules, exercises.__name__, exercises)
+    monkeypatch.setitem(sys.modules, solutions.__name__, solutions)
+    solutions.solution_1 = solution_1
+
+    @engine.exercise("99.1", "The mean", hint="Sum, then divide.")
+    def check_mean(answer):
+        for numbers, expected in (([1, 3], 2), ([], 0)):
+            got = answer(numbers)
+            if got != expected:
+                raise engine.Wrong(
+                    given=f"{numbers}", expected=f"{expected}", got=f"{got}", hint="Divide by the length."
+                )
+
+
+def stub(numbers): ...
+
+
+def stub_with_docstring(numbers: list[float]) -> float:
+    """The mean of ``numbers``."""
+
+
+def stub_with_pass(numbers):
+    pass
+
+
+def stub_with_both(numbers):
+    """The mean."""
+    ...
+
+
+class StubClass:
+    """A class whose methods are to be written."""
+
+    limit = 3
+
+    def __init__(self, numbers): ...
+
+    def step(self):
+        """One step."""
+
+
+class HalfDone(StubClass):
+    def step(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    "answer", [stub, stub_with_docstring, stub_with_pass, stub_with_both, StubClass, None, ..., lambda n: None]
+)
+def test_stubs_are_not_attempted(answer, capsys):
+    assert engine.is_stub(answer)
+    engine.check("99.1", answer)
+    assert capsys.readouterr().out.startswith("○ 99.1 The mean: not attempted yet.")
+    with pytest.raises(NotImplementedError):
+        engine.attempt("99.1", answer)
+
+
+def returns_zero(numbers):
+    return 0
+
+
+def returns_its_input(numbers):
+    return numbers
+
+
+@pytest.mark.parametrize("answer", [solution_1, returns_zero, returns_its_input, len, HalfDone, lambda n: n, 3])
+def test_anything_with_a_body_is_an_attempt(answer):
+    assert not engine.is_stub(answer)
+
+
+def test_a_right_answer_gets_a_tick(capsys):
+    engine.check("99.1", solution_1)
+    assert capsys.readouterr().out == "✓ 99.1 The mean: correct.\n"
+    assert engine.attempt("99.1", solution_1) is None
+
+
+def test_a_wrong_answer_hears_the_input_the_expectation_and_a_hint(capsys):
+    engine.check("99.1", returns_zero)
+    assert capsys.readouterr().out.splitlines() == [
+        "✗ 99.1 The mean: not yet.",
+        "  on       [1, 3]",
+        "  expected 2",
+        "  got      0",
+        "  hint     Divide by the length.",
+    ]
+
+
+def raises(numbers):
+    return sum(numbers) / len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"), [(raises, "ZeroDivisionError: division by zero"), (3, "TypeError: 'int' object")]
+)
+def test_an_answer_that_raises_is_wrong_and_does_not_stop_the_notebook(answer, got, capsys):
+    engine.check("99.1", answer)
+    printed = capsys.readouterr().out
+    assert printed.startswith("✗ 99.1") and got in printed and "raised an exception" in printed
+
+
+def test_hint_and_solution_are_shown_on_request(capsys, monkeypatch):
+    from course_utils.teach import lesson
+
+    shown = []
+    monkeypatch.setattr(lesson, "show_source", shown.append)
+    engine.show_hint("99.1")
+    engine.show_solution("99.1")
+    assert capsys.readouterr().out == "Hint for 99.1: Sum, then divide.\n"
+    assert shown == [solution_1] and engine.solution("99.1") is solution_1
+
+
+@pytest.mark.parametrize(
+    ("id", "sentence"),
+    [
+        ("99.7", "exercise '99.7' does not exist; allowed in lesson 99: 99.1"),
+        ("98.1", "exercise '98.1' belongs to lesson 98, which has no exercises"),
+        ("1.2", "exercise '1.2' is not an exercise number; allowed: two digits, a dot, a number, like '01.2'"),
+        ("99.1 ", "exercise '99.1 ' is not an exercise number"),
+    ],
+)
+def test_an_unknown_exercise_is_one_sentence(id, sentence):
+    for call in (engine.find, engine.show_hint, engine.show_solution, lambda id: engine.check(id, stub)):
+        with pytest.raises(ValueError) as caught:
+            call(id)
+        assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
+def test_a_broken_lesson_module_is_not_mistaken_for_a_missing_one(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(engine.importlib, "import_module", fail)
+    with pytest.raises(ModuleNotFoundError, match="torch"):
+        engine.find("99.1")
