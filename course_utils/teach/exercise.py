@@ -1,6 +1,6 @@
 """The exercise engine: ``check("01.2", my_function)`` says what is right, wrong and why.
 
-A lesson's exercises live in ``teach/exercises/lesson_NN.py`` (one checker function each, registered with ``@exercise``),
+A lesson's exercises live in ``teach/exercises/lesson_NN.py`` (a checker function each, registered with ``@exercise``),
 their solutions in ``teach/solutions/lesson_NN.py``. A checker calls the learner's function on small inputs and raises
 ``Wrong`` with the input, what was expected and a hint. ``check`` never raises: a headless run of a lesson passes with
 its exercises unattempted.
