@@ -100,6 +100,9 @@ def build(source: Path, notebook: Path) -> int:
         nbformat.write(fresh, unexecuted)
         result = execute(unexecuted, executed, notebook.parent)
     normalise(result)
+    presentation = source.parent / "theme" / "rise.json"  # decks: how JupyterLab presents them
+    if presentation.exists():
+        result.metadata["rise"] = json.loads(presentation.read_text(encoding="utf-8"))
     result.metadata["course"] = {
         "source_sha256": source_sha256(source),
         "outputs_sha256": outputs_sha256(result),

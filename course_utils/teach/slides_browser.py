@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 WIDTH, HEIGHT = 1280, 720
-MIN_FIGURE_HEIGHT = 200  # px on the 720 px high slide: a figure squeezed below this cannot be read
+MIN_FIGURE_HEIGHT = 260  # px on the 720 px high slide: a figure squeezed below this cannot be read
 MIN_CODE_SIZE = 20  # px
 LOCAL_SCHEMES = ("file:", "data:", "blob:", "about:")
 NAMES = ("chromium", "chromium-browser", "google-chrome")

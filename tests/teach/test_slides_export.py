@@ -8,9 +8,9 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_output
-from throwaway_deck import NUM_SLIDES, code, deck, save, slide
+from throwaway_deck import NUM_SLIDES, RISE, code, deck, save, slide
 
-from course_utils.teach import slides
+from course_utils.teach import build, slides
 from course_utils.teach.slides_export import mathml
 
 DECKS = sorted(slides.DECKS.glob("[0-9][0-9]_*.ipynb"))
@@ -174,6 +174,19 @@ def test_interrupted_write_leaves_the_old_file(tmp_path):
 
 @pytest.mark.parametrize("notebook", DECKS, ids=lambda path: path.stem)
 def test_deck_is_ready_for_jupyterlab(notebook):
-    # Only these two themes of jupyterlab-rise bring their own fonts; the others ask fonts.googleapis.com.
-    rise = nbformat.read(notebook, as_version=4).metadata.get("rise", {})
-    assert rise.get("theme") in ("white", "black"), "copy the `rise:` block of slides/README.md into the deck's header"
+    assert nbformat.read(notebook, as_version=4).metadata.get("rise") == RISE, "run `make notebooks FORCE=--force`"
+
+
+def test_jupyterlab_theme_brings_its_own_fonts():
+    # The other themes of jupyterlab-rise ask fonts.googleapis.com, as tests/browser shows for the default.
+    assert RISE["theme"] in ("white", "black")
+
+
+def test_build_puts_the_settings_into_a_deck(tmp_path):
+    (tmp_path / "theme").mkdir()
+    (tmp_path / "theme" / "rise.json").write_text('{"theme": "white"}')
+    source = tmp_path / "01_tiny.py"
+    source.write_text('# %% [markdown] slideshow={"slide_type": "slide"}\n# # 01 · Tiny\n# %%\n1 + 1\n')
+    build.build(source, source.with_suffix(".ipynb"))
+    assert nbformat.read(source.with_suffix(".ipynb"), as_version=4).metadata["rise"] == {"theme": "white"}
+    assert slides.build_deck(source.with_suffix(".ipynb"), tmp_path).title == "01 · Tiny"
