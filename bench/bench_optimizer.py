@@ -17,24 +17,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from course_utils.models import load_classifier
 from course_utils.training.optim import AdamW, CompiledAdamW, ForeachAdamW, compiler_available
 from course_utils.training.timing import interleaved_medians
 
-HIDDEN, VOCABULARY, LAYERS, LABELS = 128, 8000, 4, 10
 GOAL = 1.1  # compiled / fused
-
-
-def parameter_shapes():
-    """Shapes of the course's encoder classifier (ModernBERT configuration, 1.7M parameters)."""
-    layer = [(3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (4 * HIDDEN, HIDDEN), (HIDDEN, 2 * HIDDEN), (HIDDEN,), (HIDDEN,)]
-    head = [(HIDDEN, HIDDEN), (HIDDEN,), (HIDDEN,), (LABELS, HIDDEN), (LABELS,)]
-    return [(VOCABULARY, HIDDEN), *(layer * LAYERS), *head]
 
 
 def make_optimizer(cls, device, **options):
     """An optimizer over its own copy of the parameters, with gradients in place."""
     generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(s, generator=generator).to(device)) for s in parameter_shapes()]
+    params = list(load_classifier(num_labels=10).to(device).parameters())
     for p in params:
         p.grad = torch.randn(p.shape, generator=generator).to(device)
     groups = [
