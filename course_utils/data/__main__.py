@@ -6,10 +6,11 @@ import time
 
 def main() -> int:
     from course_utils.data import cache_folder, load_classification, load_instructions, load_language_modelling
+    from course_utils.models import load_tokenizer  # the one import against the direction: a command, not the library
 
     start = time.perf_counter()
     try:
-        for load in (load_classification, load_instructions, load_language_modelling):
+        for load in (load_classification, load_instructions, load_language_modelling, load_tokenizer):
             load()
     except (OSError, ImportError) as error:
         print(error, file=sys.stderr)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-import multiprocessing
 import re
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
 from typing import NamedTuple
@@ -91,22 +89,20 @@ def read_file(library: str, root: Path, path: Path) -> list[Docstring]:
     ]
 
 
-def read_libraries(libraries: Iterable[str] = LIBRARIES, workers: int = 2) -> list[Docstring]:
+def read_libraries(libraries: Iterable[str] = LIBRARIES) -> list[Docstring]:
     """Every docstring of the installed libraries, in the order of libraries and files, with a progress bar.
 
-    Parsing is all there is to it, so the files are shared out among ``workers`` processes.
+    One process: worker processes would run a learner's unguarded script once more each.
     """
     from tqdm import tqdm
 
-    tasks = [
-        (library, root, path) for library in libraries for root, files in [source_files(library)] for path in files
-    ]
-    # spawn: a fork of a notebook's kernel, which has threads, can deadlock.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = pool.map(read_file, *zip(*tasks, strict=True), chunksize=64)
-        # disable=None: a bar in a terminal, nothing in a log or a notebook's output.
-        bar = tqdm(found, total=len(tasks), desc="reading docstrings", unit="file", leave=False, disable=None)
-        return [docstring for docstrings in bar for docstring in docstrings]
+    tasks = []
+    for library in libraries:
+        root, files = source_files(library)
+        tasks += [(library, root, path) for path in files]
+    # disable=None: a bar in a terminal, nothing in a log or a notebook's output.
+    bar = tqdm(tasks, desc="reading docstrings", unit="file", leave=False, disable=None)
+    return [docstring for task in bar for docstring in read_file(*task)]
 
 
 # --- one sentence, cleaned -------------------------------------------------------------------------------------------
