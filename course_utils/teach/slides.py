@@ -171,4 +171,7 @@ def look_at(decks: list[Deck], pictures: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Through the package: this module run as __main__ has a DeckError of its own, not the one that its helpers raise.
+    from course_utils.teach import slides
+
+    sys.exit(slides.main())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -159,6 +161,15 @@ def test_missing_decks_give_one_sentence(tmp_path, capsys):
     assert "01_written.ipynb is missing" in error("01") and "make notebooks" in error("01")
     (tmp_path / "01_written.ipynb").write_text("{ half a noteb")
     assert "not a notebook that can be read" in error("01")
+
+
+def test_command_line_prints_the_sentence_without_a_traceback(tmp_path):
+    nb = deck()
+    unknown_command(nb)
+    save(nb, tmp_path)
+    command = [sys.executable, "-m", "course_utils.teach.slides", "--decks", tmp_path, "--out", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 1 and ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, ran.stderr
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):
