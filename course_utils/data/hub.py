@@ -264,19 +264,6 @@ def load_hub_masked_lm(name: str = HUB_NAMES["encoder"], **config_overrides: Any
         return AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, **config_overrides)
 
 
-def load_hub_masked_lm(name: str = HUB_NAMES["encoder"]) -> nn.Module:
-    """The pretrained encoder ``name`` with its masked-language-model head, in float32.
-
-    Raises:
-        ConnectionError: see ``require_hub``.
-    """
-    with _from_hub(name, "model"):
-        import torch
-        from transformers import AutoModelForMaskedLM
-
-        return AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32)
-
-
 def load_hub_causal_lm(name: str = HUB_NAMES["causal_lm"], dtype: str = "float32") -> nn.Module:
     """The pretrained causal language model ``name``.
 
