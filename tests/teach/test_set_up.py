@@ -1,0 +1,111 @@
+"""The set-up: installs once, again when the pins change, and takes no half-finished installation for a finished one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from course_utils.teach import set_up
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder with pins and a .venv whose python writes down how it was called, and fails if a file `fail` exists."""
+    (tmp_path / "requirements.txt").write_text("numpy==1.0\n")
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "pip").write_text("")
+    (programs / "python").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ntest ! -e {tmp_path}/fail\n')
+    (programs / "python").chmod(0o755)
+    return tmp_path
+
+
+def calls(root: Path) -> int:
+    return len((root / "calls").read_text().splitlines()) if (root / "calls").exists() else 0
+
+
+def test_installs_once(root):
+    assert set_up.main(root) == 0
+    assert "pip" in (root / "calls").read_text() and "-r requirements.txt" in (root / "calls").read_text()
+    assert set_up.main(root) == 0
+    assert calls(root) == 1
+
+
+def test_installs_again_when_the_pins_change(root):
+    set_up.main(root)
+    (root / "requirements.txt").write_text("numpy==2.0\n")
+    assert set_up.main(root) == 0
+    assert calls(root) == 2
+
+
+def test_a_failed_installation_is_not_taken_for_finished(root, capsys):
+    set_up.main(root)
+    (root / "requirements.txt").write_text("numpy==2.0\n")
+    (root / "fail").touch()
+    assert set_up.main(root) == 1
+    assert "failed with exit code 1" in capsys.readouterr().err
+    # Back to the first pins: the environment is half-way to the second ones.
+    (root / "requirements.txt").write_text("numpy==1.0\n")
+    assert not set_up.is_ready(root)
+    (root / "fail").unlink()
+    assert set_up.main(root) == 0 and calls(root) == 3
+
+
+def test_a_moved_clone_installs_again(root, tmp_path_factory):
+    set_up.main(root)
+    moved = tmp_path_factory.mktemp("elsewhere") / "course"
+    root.rename(moved)
+    assert not set_up.is_ready(moved)
+
+
+def test_an_unsuitable_python_gets_one_sentence():
+    assert set_up.missing_prerequisite((3, 11), have_ensurepip=True) is None
+    assert "needs 3.11 or 3.12" in set_up.missing_prerequisite((3, 9), have_ensurepip=True)
+    assert "sudo apt-get install python3-venv" in set_up.missing_prerequisite((3, 11), have_ensurepip=False)
+
+
+def test_without_ensurepip_nothing_is_created(tmp_path, monkeypatch, capsys):
+    (tmp_path / "requirements.txt").write_text("numpy==1.0\n")
+    monkeypatch.setattr(set_up.importlib.util, "find_spec", lambda name: None)
+    assert set_up.main(tmp_path) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_an_interrupted_creation_of_the_environment_is_repaired(tmp_path, monkeypatch):
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)  # no pip inside: `python -m venv` was stopped
+    commands = []
+    monkeypatch.setattr(set_up.subprocess, "run", lambda command, **_: commands.append(command))
+    assert set_up.main(tmp_path) == 0
+    assert commands[0][:3] == [sys.executable, "-m", "venv"] and "install" in commands[1]
+
+
+def test_old_pythons_can_read_the_file():
+    import ast
+
+    ast.parse(Path(set_up.__file__).read_text(), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("course", "course_utils.teach.run_course"),
+        ("test", "pytest --nbval"),
+        ("lab", "jupyterlab notebooks"),
+        ("slides", "course_utils.teach.slides"),
+        ("notebooks", "course_utils.teach.build"),
+        ("bench", "bench/bench_*.py"),
+        ("test-portable", "ONEDNN_MAX_CPU_ISA=SSE41"),
+        ("lint", "ruff check"),
+        ("clean", "rm -rf build"),
+    ],
+)
+def test_every_make_target_says_what_it_runs(target, command):
+    done = subprocess.run(["make", "-n", target], cwd=set_up.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert command in done.stdout
+    assert ("set_up.py" in done.stdout) == (target != "clean")
