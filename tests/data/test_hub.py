@@ -68,8 +68,10 @@ tokenizer = load_hub_tokenizer()
 print(json.dumps(tokenizer("a good film")["input_ids"]))
 def digest(tensor): return hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest()
 encoder = load_hub_classifier(num_labels=3)
+masked = load_hub_masked_lm()
 causal = load_hub_causal_lm()
 print(json.dumps([digest(encoder.distilbert.embeddings.word_embeddings.weight),
+    digest(masked.vocab_transform.weight),
     digest(causal.model.embed_tokens.weight), str(causal.dtype), encoder.config.num_labels]))
 """
 
@@ -130,6 +132,7 @@ def test_models_and_tokenizer_arrive_exactly(loaded, root):
     weights = {name: load_file(root / "models" / name / "model.safetensors") for name in (ENCODER, CAUSAL_LM)}
     tensors = [
         weights[ENCODER]["distilbert.embeddings.word_embeddings.weight"],
+        weights[ENCODER]["vocab_transform.weight"],
         weights[CAUSAL_LM]["model.embed_tokens.weight"].to(torch.float32),
     ]
     expected = [hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in tensors]
@@ -195,12 +198,12 @@ def test_without_a_hub_one_sentence_within_ten_seconds(no_hub, call, tmp_path):
 
 def test_every_loader_asks_first(tmp_path):
     loaders = [name for name in vars(hub_module) if name.startswith("load_hub_")]
-    assert len(loaders) == 6
+    assert len(loaders) == 7
     code = "\n".join(
         f"try: {name}()\nexcept ConnectionError as error: print('is not reachable' in str(error))" for name in loaders
     )
     output, seconds = run(code, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert output.split() == ["True"] * 6 and seconds < SECONDS
+    assert output.split() == ["True"] * 7 and seconds < SECONDS
 
 
 @pytest.mark.parametrize("call", ["load_hub_classification()", "load_hub_causal_lm()"])
