@@ -5,21 +5,21 @@ WORKERS ?= 2
 # Idle OpenMP threads that spin steal the cores from everything else.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: course test lab slides notebooks bench test-portable lint clean setup
+.PHONY: course test lab slides notebooks bench test-portable lint clean setup data
 
-course: setup       ## execute every lesson into build/executed/
+course: data        ## execute every lesson into build/executed/
 	@$(RUN) course_utils.teach.run_course
-test: setup         ## everything CI runs
+test: data          ## everything CI runs
 	@$(RUN) pytest --nbval --nbval-current-env --nbval-cell-timeout 300 -n $(WORKERS) --dist loadfile
-lab: setup          ## JupyterLab on notebooks/
+lab: data           ## JupyterLab on notebooks/
 	@$(RUN) jupyterlab notebooks
 slides: setup       ## build/slides/*.html
 	@$(RUN) course_utils.teach.slides
-notebooks: setup    ## source -> executed notebook, lessons and decks whose source changed (ONLY=01, FORCE=--force)
+notebooks: data     ## source -> executed notebook, lessons and decks whose source changed (ONLY=01, FORCE=--force)
 	@$(RUN) course_utils.teach.build $(FORCE) $(ONLY)
-bench: setup        ## every measurement of bench/
+bench: data         ## every measurement of bench/
 	@set -e; for program in bench/bench_*.py; do echo "== $$program"; .venv/bin/python $$program; done
-test-portable: setup  ## the committed outputs once more, as a processor without vector instructions computes them
+test-portable: data  ## the committed outputs once more, as a processor without vector instructions computes them
 	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) pytest --nbval --nbval-current-env notebooks
 lint: setup
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
@@ -27,3 +27,5 @@ clean:              ## remove what was built; the data cache and .venv stay
 	@rm -rf build .pytest_cache .ruff_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 setup:
 	@$(PYTHON) course_utils/teach/set_up.py
+data: setup         ## the corpus and the tokenizer, built once
+	@$(RUN) course_utils.data
