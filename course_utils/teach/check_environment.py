@@ -43,7 +43,9 @@ def main() -> int:
         check_cache(),
         check_wait_policy(),
         check_program(
-            "C++ compiler", ("c++", "g++", "clang++"), "only torch.compile needs one (Debian: apt install g++)"
+            "C++ compiler",
+            (os.environ.get("CXX", "c++"), "g++", "clang++"),
+            "only torch.compile needs one (Debian: apt install g++)",
         ),
         check_program("Chromium", ("chromium",), "only the browser tests need it (Debian: apt install chromium)"),
         check_hub(),
