@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import nbval_lessons
 import pytest
+
+from course_utils.teach.slides_browser import find_chromium
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +29,7 @@ def guarded_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of the system's Chromium; the test is skipped where there is none."""
-    path = shutil.which("chromium")
+    path = find_chromium()
     if path is None:
         pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
     return path

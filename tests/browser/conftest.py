@@ -35,9 +35,13 @@ class Lab:
     url: str
     root: Path
 
+    def at(self, path: str) -> str:
+        """The address of ``path``, such as ``api/kernels`` or ``lab/tree/NOTEBOOK``, with the token."""
+        return f"{self.url}/{path}?token={TOKEN}"
+
     def rise(self, notebook: str) -> str:
         """The address that presents ``notebook``, a path below ``root``."""
-        return f"{self.url}/rise/{notebook}?token={TOKEN}"
+        return self.at(f"rise/{notebook}")
 
 
 @pytest.fixture(scope="module")

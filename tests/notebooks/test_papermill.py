@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,18 @@ def test_bad_parameters_end_with_one_sentence(lesson, case, guarded_environment,
     assert time.perf_counter() - began < 45  # mostly the start of a kernel; "in the first minute" is the promise
     executed = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.get("execution_count")]
     assert len(executed) <= 3, "more than the parameters and the opening call ran"
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_the_hub_without_a_network_ends_with_one_sentence(lesson, guarded_environment, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # after this block nobody listens on the port
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+    began = time.perf_counter()
+    environment = {**guarded_environment, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+    done = papermill(lesson, tmp_path / "out.ipynb", ROOT, environment, source="hub", max_steps=40)
+    assert done.returncode != 0
+    assert "is not reachable" in done.stderr and 'use source="local"' in done.stderr.strip().splitlines()[-1]
+    assert time.perf_counter() - began < 90
 
 
 @pytest.mark.parametrize(
