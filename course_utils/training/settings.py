@@ -67,6 +67,15 @@ MOST_USED = (
     Setting("reproducibility", "full_determinism", False, "deterministic kernels: slower, for debugging"),
     Setting("reproducibility", "use_cpu", True, "ignore a GPU that is there"),
 )
+# Fields that name, place or report a run and cannot change a single weight.
+_BOOKKEEPING = """
+output_dir run_name project report_to disable_tqdm log_level log_level_replica log_on_each_node logging_strategy
+logging_steps logging_first_step logging_nan_inf_filter include_num_input_tokens_seen save_strategy save_steps
+save_total_limit save_on_each_node save_only_model push_to_hub hub_model_id hub_token hub_strategy
+hub_private_repo hub_always_push hub_revision trackio_space_id trackio_bucket_id trackio_static_space_id
+dataloader_pin_memory skip_memory_metrics debug do_train do_eval do_predict
+"""
+BOOKKEEPING = frozenset(_BOOKKEEPING.split())
 GROUPS = tuple(dict.fromkeys(setting.group for setting in MOST_USED))
 
 
@@ -123,6 +132,7 @@ def quiet_trainer(
     *,
     data_collator: Callable | None = None,
     compute_metrics: Callable | None = None,
+    compute_loss_func: Callable | None = None,
     callbacks: Sequence = (),
     trainer_class: type[Trainer] | None = None,
     **settings: Any,
@@ -142,6 +152,7 @@ def quiet_trainer(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         compute_metrics=compute_metrics,
+        compute_loss_func=compute_loss_func,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
