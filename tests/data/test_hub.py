@@ -215,6 +215,8 @@ def test_offline_with_an_empty_cache_is_one_sentence_too(call, tmp_path):
 
 FAULTS = [
     ("load_hub_classification()", {".parquet": "flipped"}, "damaged (wrong checksum)", SST2),
+    # Still valid JSON: the client makes an Arrow copy of wrong text.
+    ("load_hub_instructions()", {".jsonl": "flipped"}, "damaged (wrong checksum)", DOLLY),
     ("load_hub_classification()", {".parquet": "truncated"}, "could not be loaded from the hub", SST2),
     ("load_hub_classifier()", {".safetensors": "flipped"}, "damaged (wrong checksum)", ENCODER),
     ("load_hub_tokenizer()", {".json": "flipped"}, "damaged (wrong checksum)", ENCODER),
