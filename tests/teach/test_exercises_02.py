@@ -1,0 +1,88 @@
+"""Lesson 02's exercises: solutions pass, stubs are not attempted, wrong answers get the hint that fits."""
+
+import pytest
+
+from course_utils.teach.exercise import attempt, find, solution
+from course_utils.teach.solutions.lesson_02 import solution_1, solution_2, solution_3
+
+IDS = ["02.1", "02.2", "02.3"]
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_solution_passes(id):
+    assert attempt(id, solution(id)) is None
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_stub_is_not_attempted(id):
+    def stub(*args): ...
+
+    with pytest.raises(NotImplementedError):
+        attempt(id, stub)
+
+
+def by_padding_id(ids, mask, lengths):
+    labels = solution_1(ids, mask, lengths)
+    labels[ids == 0] = -100
+    return labels
+
+
+def in_place(ids, mask, lengths):
+    ids.copy_(solution_1(ids, mask, lengths))
+    return ids
+
+
+def without_tail(ids, spans, sentinels):
+    inputs, targets = solution_2(ids, spans, sentinels)
+    return inputs[: inputs.index(sentinels[len(spans) - 1]) + 1], targets
+
+
+def one_sentinel(ids, spans, sentinels):
+    inputs, targets = solution_2(ids, spans, sentinels)
+    return [sentinels[0] if i in sentinels else i for i in inputs], targets
+
+
+def sort_everything(lengths, order, size, megabatch):
+    return solution_3(lengths, order, size, 1000)
+
+
+WRONG = {
+    "02.1": [
+        (lambda ids, mask, lengths: ids, "Nothing is masked"),
+        (lambda ids, mask, lengths: solution_1(ids, mask | 1, lengths), "Padding is still a target"),
+        (lambda ids, mask, lengths: solution_1(ids, mask, lengths * 0), "prompt is still a target"),
+        (by_padding_id, "by attention_mask"),
+        (lambda ids, mask, lengths: solution_1(ids, mask, lengths + 1), "Off by one"),
+        (lambda ids, mask, lengths: solution_1(ids, mask, lengths).clamp(min=0), "must be -100"),
+        (in_place, "work on a clone"),
+        (lambda ids, mask, lengths: ids[0], "shape of input_ids"),
+        (lambda ids, mask, lengths: ids.nothing, "raised an exception"),
+    ],
+    "02.2": [
+        (lambda ids, spans, s: (ids, solution_2(ids, spans, s)[1]), "still holds the hidden tokens"),
+        (lambda ids, spans, s: (solution_2(ids, spans, s)[0], solution_2(ids, spans, s)[1][:-1]), "closing sentinel"),
+        (without_tail, "follows the last span"),
+        (one_sentinel, "its own sentinel"),
+        (lambda ids, spans, s: (solution_2(ids, spans, s)[0], ids), "repeats the whole text"),
+        (lambda ids, spans, s: solution_2(ids, spans, s)[0], "Return a pair"),
+    ],
+    "02.3": [
+        (lambda lengths, order, size, mega: solution_3([0] * len(lengths), order, size, mega), "nothing is grouped"),
+        (sort_everything, "You sorted everything"),
+        (lambda *a: [b for b in solution_3(*a) if len(b) == a[2]], "smaller batch is missing"),
+        (lambda lengths, *a: solution_3([-x for x in lengths], *a), "Longest first"),
+        (lambda lengths, order, size, mega: solution_3(lengths, order, size, 1), "one batch changes nothing"),
+        (lambda *a: [[a[0][i] for i in b] for b in solution_3(*a)], "indices, not lengths"),
+    ],
+}
+
+
+@pytest.mark.parametrize("id, answer, words", [(id, *case) for id in IDS for case in WRONG[id]])
+def test_wrong_answer_gets_the_hint_that_fits(id, answer, words):
+    wrong = attempt(id, answer)
+    assert wrong is not None and words in wrong.hint, wrong and wrong.hint
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_every_exercise_has_a_title_and_a_hint(id):
+    assert find(id).title and len(find(id).hint) > 40
