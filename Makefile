@@ -20,7 +20,8 @@ notebooks: data     ## source -> executed notebook, lessons and decks whose sour
 bench: data         ## every measurement of bench/
 	@set -e; for program in bench/bench_*.py; do echo "== $$program"; .venv/bin/python $$program; done
 test-portable: data  ## the committed outputs once more, as a processor without vector instructions computes them
-	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) pytest --nbval --nbval-current-env notebooks
+	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) pytest --nbval --nbval-current-env \
+		tests/notebooks/test_built.py notebooks
 lint: setup
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 clean:              ## remove what was built; the data cache and .venv stay

@@ -57,9 +57,8 @@ def outputs() -> dict[str, str]:
 
 def offending(outputs: dict[str, str], corpus: Iterable[str], own: list[str], length: int) -> dict[str, list[str]]:
     shared = shared_phrases(outputs.values(), corpus, own, length)
-    return {
-        place: hits for place, text in outputs.items() if (hits := [p for p in shared if p in " ".join(words(text))])
-    }
+    places = {place: " ".join(words(text)) for place, text in outputs.items()}
+    return {place: hits for place, text in places.items() if (hits := [p for p in shared if p in text])}
 
 
 def test_no_output_holds_a_phrase_of_a_corpus_sentence(outputs, sentences, own):
@@ -75,8 +74,13 @@ def test_a_planted_sentence_is_noticed(sentences, own):
     planted = next(s for s in sentences if len(words(s)) >= 8 and words(s) not in map(words, own))
     printed = f"label 3\n  text: {planted.upper()!r}\n"
     assert offending({"cell 1": printed}, sentences, own, SENTENCE_PHRASE).keys() == {"cell 1"}
-    cut = " ".join(planted.split()[:7])
-    assert offending({"cell 1": cut}, sentences, own, 6 if len(words(cut)) >= 6 else len(words(cut)))
+    assert offending({"cell 1": " ".join(words(planted)[1:8])}, sentences, own, SENTENCE_PHRASE)
+
+
+def test_a_planted_paragraph_is_noticed(own):
+    paragraphs = load_language_modelling()["train"]["text"][:2000]
+    planted = next(p for p in paragraphs if len(words(p)) >= 20)
+    assert offending({"cell 1": planted[:200]}, paragraphs, own, PARAGRAPH_PHRASE)
 
 
 def test_own_sentences_may_be_shown(sentences, own):
