@@ -52,8 +52,14 @@ def quieten() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # DeepSpeed, which accelerate imports when it is installed, prints a dated line to stdout where there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     # DataLoader(pin_memory=True) warns on a machine without an accelerator, where there is nothing to do about it.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 def seed_everything(seed: int) -> None:

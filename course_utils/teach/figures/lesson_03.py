@@ -156,27 +156,27 @@ def number_formats(formats: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def gradient_underflow(magnitudes: Sequence[float], smallest: float, scale: float) -> Figure:
-    """Histogram of gradient magnitudes against the smallest number of fp16, plain and multiplied by ``scale``.
+def gradient_underflow(magnitudes: Sequence[float], smallest: float, tiny: float, scale: float) -> Figure:
+    """Histogram of gradient magnitudes against the range of fp16, plain and multiplied by ``scale``.
 
     Args:
         magnitudes: absolute values of gradients, all > 0.
-        smallest: fp16's smallest positive number.
+        smallest, tiny: fp16's smallest positive number and its smallest normal number.
         scale: the loss scale, a power of two.
     """
     logs = np.log10(np.asarray(magnitudes, dtype=float))
-    figure, axes = new_figure(height=3.2)
+    weights = np.full(len(logs), 100 / len(logs))
+    figure, axes = new_figure(height=3.6)
+    axes.axvspan(-16, np.log10(smallest / 2), color="#BDBDBD", zorder=0, label="rounds to 0 in fp16")
+    axes.axvspan(np.log10(smallest / 2), np.log10(tiny), color="#E6E6E6", zorder=0, label="subnormal: digits are lost")
     for values, color, label in (
         (logs, COLORS["blue"], "gradients"),
         (logs + np.log10(scale), COLORS["orange"], f"gradients of loss x {scale:,.0f}"),
     ):
-        axes.hist(
-            values, bins=120, range=(-16, 6), color=color, alpha=0.65, weights=np.full(len(logs), 100 / len(logs))
-        )
-        axes.plot([], [], color=color, linewidth=8, alpha=0.65, label=label)
-    axes.axvspan(-16, np.log10(smallest / 2), color="#E9E9E9", zorder=0, label="rounds to 0 in fp16")
-    axes.axvline(np.log10(65504), color=COLORS["black"], linestyle="--", linewidth=1.2, label="fp16's largest number")
-    axes.set(xlabel="gradient magnitude (power of ten)", ylabel="share of gradients (%)", xlim=(-14, 6))
+        axes.hist(values, bins=110, range=(-16, 6), color=color, alpha=0.7, weights=weights)
+        axes.plot([], [], color=color, linewidth=8, alpha=0.7, label=label)
+    axes.axvline(np.log10(65504), color=COLORS["black"], linestyle="--", linewidth=1.2, label="fp16's largest: 65504")
+    axes.set(xlabel="gradient magnitude (power of ten)", ylabel="share of gradients (%)", xlim=(-13, 6))
     axes.set_title("Loss scaling moves gradients into fp16's range")
     axes.legend(fontsize=9.5, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
