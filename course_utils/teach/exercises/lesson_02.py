@@ -75,8 +75,8 @@ def check_label_masking(answer: Callable) -> None:
 @exercise(
     "02.2",
     "Span corruption",
-    "Walk through the spans with a position. Input: the text up to the span, then a sentinel. Target: the sentinel, then "
-    "the span. After the loop: the rest of the text, and one closing sentinel.",
+    "Walk through the spans with a position. Input: the text up to the span, then a sentinel. Target: the sentinel, "
+    "then the span. After the loop: the rest of the text, and one closing sentinel.",
 )
 def check_span_corruption(answer: Callable) -> None:
     cases = [
