@@ -27,7 +27,7 @@ def encoder_config(**overrides: Any) -> ModernBertConfig:
     settings = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": HIDDEN,
-        "intermediate_size": 192,
+        "intermediate_size": 256,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "max_position_embeddings": 512,
