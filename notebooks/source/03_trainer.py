@@ -187,7 +187,8 @@ trainer = quiet_trainer(
     seed=seed,
     **settings,
 )
-trainer.train()
+result = trainer.train()
+
 # %% [markdown]
 # The loop's run, from lesson 01.
 
@@ -377,9 +378,7 @@ display(Markdown(settings_table()))
 
 # %%
 typical = TrainingArguments(output_dir=scratch.name, **typical_values())
-print(
-    typical.lr_scheduler_type.value, typical.optim.value, typical.metric_for_best_model, typical.get_warmup_steps(1000)
-)
+print("schedule:", typical.lr_scheduler_type.value, "| warm-up:", typical.get_warmup_steps(1000), "of 1000 steps")
 
 # %% [markdown]
 # What each group decides:
@@ -539,37 +538,56 @@ print("fp16: 1e-8          =", torch.tensor(1e-8, dtype=torch.float16).item())
 #
 # ### Gradients that vanish
 #
-# The last line above is fp16's other problem. Gradients are small numbers. We take one batch of our classifier and ask
-# which of its gradients fp16 would round to zero, before and after multiplying the loss by 65,536.
+# The last line above is fp16's other problem. Below 6e-5 fp16 has only *subnormal* numbers, with ever fewer digits;
+# below 3e-8 it has none. Gradients are small numbers. We take one batch of our classifier and ask where its gradients
+# lie, before and after multiplying the loss (and so every gradient) by 65,536.
 
 # %%
 set_seed(seed)
 model = load_classifier(num_labels, vocab_size=len(tokenizer))
 model(**collate([train_rows[i] for i in range(32)])).loss.backward()
-gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
-gradients = gradients[gradients != 0]  # most embedding rows do not occur in the batch
+gradients = torch.cat([p.grad.flatten() for p in model.parameters()]).abs()
+gradients = gradients[gradients > 0]  # most embedding rows do not occur in the batch
 
 
-def share_lost(values):
-    return (values.to(torch.float16) == 0).double().mean().item()
+def in_fp16(values):
+    """Share that is zero, share that is subnormal, number that overflows."""
+    half = values.to(torch.float16)
+    subnormal = (half > 0) & (half < torch.finfo(torch.float16).tiny)
+    return (half == 0).double().mean().item(), subnormal.double().mean().item(), half.isinf().sum().item()
 
 
-scale = 2.0**16
-scaled = gradients * scale
-print(f"lost in fp16: more than 0.1%: {share_lost(gradients) > 0.001}")
-print(f"lost after scaling: {share_lost(scaled):.4%}, overflows: {(scaled.half().isinf()).sum().item()}")
-assert share_lost(gradients) > 100 * share_lost(scaled)
+# %% tags=["nbval-ignore-output"]
+for scale in (1.0, 2.0**16):
+    zero, subnormal, overflows = in_fp16(gradients * scale)
+    print(f"loss x {scale:7,.0f}: zero {zero:.3%}, subnormal {subnormal:.1%}, overflows {overflows}")
+plain_zero, plain_subnormal, _ = in_fp16(gradients)
+assert plain_zero > 0 and plain_subnormal > 0.05
+assert in_fp16(gradients * 2.0**16)[1] < plain_subnormal / 10
+
+# %% [markdown]
+# A large part of the gradients would lose digits, and scaling cures it. But a scale can also be too big: the largest
+# gradient may now exceed 65504. The scaler therefore searches: it skips a step whose gradients overflowed, halves the
+# scale, and doubles it again after 2,000 good steps. By hand:
 
 # %%
+scale, skipped = 2.0**16, 0
+while in_fp16(gradients * scale)[2] > 0:
+    scale, skipped = scale / 2, skipped + 1
+print(f"a scale without overflow is found within three skipped steps: {skipped <= 3}")
+assert skipped <= 3 and in_fp16(gradients * scale)[2] == 0
+
+# %%
+half = formats["float16"]
 teach.show(
-    figures.gradient_underflow(gradients.abs().tolist(), formats["float16"]["smallest"], scale),
-    alt="Histogram of gradient magnitudes. Part of the gradients lie in the grey zone that fp16 rounds to zero; "
-    "multiplied by 65,536 the whole histogram moves into fp16's range.",
+    figures.gradient_underflow(gradients.tolist(), half["smallest"], half["tiny"], scale),
+    alt="Histogram of gradient magnitudes. A large part lies in the zone where fp16 loses digits; multiplied by the "
+    "loss scale the whole histogram moves into fp16's normal range, left of its largest number.",
 )
 
 # %% [markdown]
-# That is **loss scaling**: multiply the loss, compute gradients in fp16, divide them in fp32 before clipping, skip the
-# step and halve the scale when something overflowed. The Trainer does it for `fp16=True` on a GPU (`GradScaler`).
+# That is **loss scaling**: multiply the loss, compute gradients in fp16, divide them again before clipping and stepping.
+# The Trainer does it for `fp16=True` on a GPU (`torch.amp.GradScaler`).
 # bf16 needs none of it. Hence the rule:
 #
 # | hardware | use |
@@ -625,12 +643,17 @@ else:
 # ## 7 · The main run, with first metrics
 #
 # A loss says little to a person. `compute_metrics` receives all predictions and labels of an evaluation and returns a
-# dictionary. Our classes are uneven (the largest is more than twenty times the smallest), so accuracy alone flatters a
-# model that ignores the small ones. **Macro-F1** is the mean of the per-class F1 values and counts every class the same.
+# dictionary. Our classes are uneven (counted below), so accuracy alone flatters a model that ignores the small ones.
+# **Macro-F1** is the mean of the per-class F1 values: every class counts the same.
 # Lesson 04 is all about metrics; these two are enough to select a model.
 
 # %%
+import collections
+
 from sklearn.metrics import accuracy_score, f1_score
+
+counts = collections.Counter(train_rows["label"])
+print(f"largest class / smallest class: {max(counts.values()) / min(counts.values()):.0f}")
 
 
 def compute_metrics(prediction):
@@ -642,9 +665,9 @@ def compute_metrics(prediction):
 
 
 # %% [markdown]
-# The run uses most groups at once. It evaluates and saves five times, keeps at most two checkpoints plus none of the
-# rest, and ends with the weights of the best macro-F1. `metric_for_best_model` is a key of the evaluation's result;
-# the Trainer puts `eval_` in front of your metric's name.
+# The run uses most groups at once. It evaluates and saves five times, keeps two checkpoints, and ends with the weights
+# of the best macro-F1. `metric_for_best_model` is a key of the evaluation's result; the Trainer puts `eval_` in front
+# of your metric's name. Rows of similar length share a batch (lesson 02): less padding, less time.
 
 # %%
 every = max(1, max_steps // 5)
@@ -659,6 +682,7 @@ trainer = quiet_trainer(
     max_steps=max_steps,
     per_device_train_batch_size=32,
     per_device_eval_batch_size=128,
+    train_sampling_strategy="group_by_length",
     learning_rate=1e-3 if source == "local" else 5e-5,
     lr_scheduler_type="linear",
     warmup_steps=0.1,
@@ -850,9 +874,9 @@ def resumable(folder, weights_seed):
 
 # %%
 whole = resumable("whole", weights_seed=seed)
-whole.train()
+result = whole.train()
 resumed = resumable("resumed", weights_seed=seed + 1)
-resumed.train(resume_from_checkpoint=f"{scratch.name}/whole/checkpoint-8")
+result = resumed.train(resume_from_checkpoint=f"{scratch.name}/whole/checkpoint-8")
 
 # %%
 pairs = list(zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
@@ -996,7 +1020,7 @@ print("push_to_hub:", trainer.args.push_to_hub, "| report_to:", default_of("repo
 # | another loss | Trainer with `compute_loss_func` (lesson 06) |
 # | to watch, stop, save or change something at certain moments | Trainer with a callback (lesson 05) |
 # | another forward/backward scheme | a Trainer subclass (lesson 07) |
-# | several models in turn (GANs, reinforcement learning), a changing data flow | your own loop, with Accelerate (lesson 08) |
+# | several models in turn (GANs), data made while training | your own loop, with Accelerate (lesson 08) |
 # | to understand or debug | your own loop, on one batch |
 #
 # A sign that you have outgrown the Trainer: you override three methods and copy half of their bodies. A sign that you
@@ -1013,8 +1037,6 @@ print("push_to_hub:", trainer.args.push_to_hub, "| report_to:", default_of("repo
 # is not: we give each row a `weight` (rare classes count more) and use it in the loss, *if it is there*.
 
 # %%
-import collections
-
 counts = collections.Counter(few_rows["label"])
 weights = [len(few_rows) / (num_labels * counts[label]) for label in few_rows["label"]]
 weighted_rows = few_rows.add_column("weight", weights)
@@ -1141,10 +1163,10 @@ def overfit(folder, **settings):
         few_rows.select(range(200)),
         some_rows,
         data_collator=collate,
-        max_steps=60,
+        max_steps=40,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=128,
-        learning_rate=3e-3,
+        learning_rate=5e-4,
         lr_scheduler_type="constant",
         eval_strategy="steps",
         eval_steps=5,
@@ -1165,14 +1187,14 @@ planted = overfit(
 )
 loaded = planted.evaluate()["eval_loss"]
 lost = loaded - min(value for _, value in evaluations)
-print("the best step was neither first nor last:", 5 <= best_step < 60)
+print("the best step is not the last:", best_step < 40)
 print("the loaded model is worse than the best one:", lost > 0)
 assert logged(planted, "eval_loss")[: len(evaluations)] == evaluations and lost > 0
 
 # %% tags=["nbval-ignore-output"]
-print(
-    f"best at step {best_step}; saved every {save_steps}; loaded: {planted.state.best_model_checkpoint}; lost {lost:.3f}"
-)
+loaded_from = planted.state.best_model_checkpoint
+name = Path(loaded_from).name if loaded_from else "nothing"
+print(f"best at step {best_step}, saved every {save_steps}, loaded {name}: loss {lost:.3f} above the best")
 assert planted.state.best_global_step == best_step
 
 
@@ -1213,9 +1235,12 @@ assert TrainingArguments(scratch.name, metric_for_best_model="eval_error_rate").
 
 
 # %%
+no_dropout = dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"), 0.0)
+
+
 def accumulating(steps, **options):
     trainer = quiet_trainer(
-        tiny_model(),
+        tiny_model(**no_dropout),
         scratch.name,
         few_rows,
         data_collator=collate,
@@ -1233,19 +1258,19 @@ def accumulating(steps, **options):
 (big, big_norm), (planted, planted_norm) = accumulating(1), accumulating(4)
 print(f"one batch of 32: loss {big:.1f}; four of 8: loss {planted:.1f}; ratio {planted / big:.1f}")
 print(f"gradient norm: ratio {planted_norm / big_norm:.1f}")
-assert 3.5 < planted / big < 4.5
+assert abs(planted / big - 4) < 1e-4
 
 # %% [markdown]
-# With clipping at 1.0 and AdamW, which divides by the gradient's size, the run still learns; only the log looks odd and
-# clipping bites four times as often. That is how such a bug survives. The check is the comparison above, on step 1. The
-# cure is to say how the loss is normalised: lesson 01's summed cross entropy, divided by the labels of the whole window.
+# With clipping and AdamW, which divides by the gradient's size, the run still learns; only the log looks odd and clipping
+# bites more often. That is how such a bug survives. The check is the comparison above, on step 1. The cure is to say
+# how the loss is normalised: lesson 01's summed cross entropy, divided by the labels of the whole window.
 
 # %%
 from course_utils.training.loop import summed_cross_entropy
 
 cured, cured_norm = accumulating(4, compute_loss_func=summed_cross_entropy)
 print(f"cured: loss ratio {cured / big:.1f}, gradient norm ratio {cured_norm / big_norm:.1f}")
-assert abs(cured / big - 1) < 0.1
+assert abs(cured / big - 1) < 1e-4
 
 # %% [markdown]
 # And with it, the Trainer equals the loop with accumulation as well, bit for bit:
@@ -1317,6 +1342,8 @@ teach.check("03.1", trainer_arguments)
 # %%
 from course_utils.training.settings import BOOKKEEPING
 
+print(sorted(BOOKKEEPING)[:6], "...")
+
 
 def differing_settings(first, second): ...
 
@@ -1330,23 +1357,24 @@ teach.check("03.2", differing_settings)
 
 
 # %%
-def mystery(name):
-    secret = {"first": {"logging_steps": 1}, "second": {"logging_steps": 1, "adam_beta2": 0.9}}[name]
-    return quiet_trainer(
+def mystery(name, **secret):
+    trainer = quiet_trainer(
         tiny_model(),
         f"{scratch.name}/{name}",
         few_rows,
         data_collator=collate,
         max_steps=6,
+        logging_steps=1,
         learning_rate=1e-3,
         use_cpu=True,
         **secret,
     )
+    trainer.train()
+    return trainer
 
 
-runs = [mystery("first"), mystery("second")]
-for run in runs:
-    run.train()
+hidden = bytes.fromhex("6164616d5f6265746132").decode()  # no peeking: your function will find it
+runs = [mystery("first"), mystery("second", **{hidden: 0.9})]
 pairs = zip(logged(runs[0], "loss"), logged(runs[1], "loss"), strict=True)
 print("equal losses, step by step:", [a == b for a, b in pairs])
 print("your answer:", differing_settings(runs[0].args, runs[1].args))
@@ -1443,8 +1471,8 @@ teach.check("03.3", best_checkpoint)
 #
 # <details><summary>Answer</summary>
 #
-# The keys of one evaluation batch: `next(iter(trainer.get_eval_dataloader()))`. No `labels` in it, or `label_names` that
-# name something else, means no loss and no metrics, without an error.
+# The keys of one evaluation batch: `next(iter(trainer.get_eval_dataloader()))`. No `labels` in it, or a `label_names`
+# that names something else, means no loss and no metrics, without an error.
 #
 # </details>
 
