@@ -1,0 +1,399 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% slideshow={"slide_type": "skip"} tags=["parameters"]
+source = "local"
+max_steps = 120  # of the run whose curves are shown
+seed = 0
+
+# %% slideshow={"slide_type": "skip"}
+import tempfile
+from pathlib import Path
+
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import DataCollatorWithPadding, TrainerCallback, get_scheduler, set_seed
+
+from course_utils import teach
+from course_utils.data import load_classification
+from course_utils.models import load_classifier, load_tokenizer
+from course_utils.teach.figures import lesson_03 as figures
+from course_utils.training.settings import quiet_trainer
+from course_utils.training.trainer_trace import trace
+
+teach.start(source=source, max_steps=max_steps, seed=seed)
+dataset = load_classification(source)
+tokenizer = load_tokenizer(source)
+num_labels = dataset["train"].features["label"].num_classes
+text_columns = [name for name in dataset["train"].column_names if name != "label"]
+
+
+def tokenize(rows):
+    encoded = tokenizer(rows["text"], truncation=True, max_length=64)
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+rows = dataset.map(tokenize, batched=True, remove_columns=text_columns)
+collate = DataCollatorWithPadding(tokenizer)
+scratch = tempfile.TemporaryDirectory()
+
+
+def fresh_model():
+    set_seed(seed)
+    return load_classifier(num_labels, vocab_size=len(tokenizer))
+
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# # 03 · Trainer and TrainingArguments
+#
+# The loop you wrote, written once for everybody
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# In lesson 01 everybody wrote a loop. Today we replace it by a few lines, prove that nothing changed, and open the
+# box. Goal: people use the Trainer because they know what it does. About 60 minutes with exercises.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Three things from you, the rest are settings
+#
+# ```python
+# trainer = Trainer(
+#     model,                                   # returns a loss
+#     TrainingArguments(
+#         output_dir="runs/first",
+#         per_device_train_batch_size=32,
+#         learning_rate=1e-3,
+#         max_steps=750,
+#     ),
+#     train_dataset=train_rows,                # rows are dictionaries
+#     data_collator=collate,                   # rows -> batch
+# )
+# trainer.train()
+# ```
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Model, data, collator. Ask: what in lesson 01's loop do you miss here? Optimizer, schedule, clipping, device, seed.
+# They are all there, as defaults. That is the comfort and the danger.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Is it the same loop? Pin three things
+#
+# - **Order:** `train_sampling_strategy="sequential"`
+# - **Dropout:** seed right before the first forward pass
+# - **Arithmetic:** same AdamW kernel, same processor
+#
+# > Then every loss, every gradient norm and every final weight is equal, bit for bit.
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Show the assertion in the notebook, section 2. The subtle one is dropout: starting a DataLoader draws one number
+# from the global generator, so seeding before train() is too early. We seed in on_step_begin of step 0.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## One optimizer step, traced live
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+trainer = quiet_trainer(
+    fresh_model(),
+    scratch.name,
+    rows["train"].select(range(640)),
+    rows["validation"].select(range(300)),
+    data_collator=collate,
+    max_steps=6,
+    per_device_train_batch_size=32,
+    gradient_accumulation_steps=2,
+    per_device_eval_batch_size=64,
+    eval_strategy="steps",
+    eval_steps=4,
+    logging_steps=2,
+)
+with trace(trainer) as recorded:
+    trainer.train()
+teach.show(
+    figures.timeline(recorded.of_step(4), "Two micro-batches, one update"),
+    alt="Timeline of one Trainer step: data, twice forward and backward, then clip, optimizer, scheduler, zero_grad.",
+)
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Read from top to bottom. Grey contains what is below it. Black diamonds are callback events: they cost nothing.
+# get_batch_samples runs before any forward pass, so the labels of the whole window can be counted. Clip, optimizer,
+# scheduler and zero_grad run once per step.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Which method do I override?
+#
+# | you want | touch |
+# |---|---|
+# | another loss | `compute_loss_func`, `compute_loss` |
+# | two backward passes, two optimizers | `training_step` |
+# | other predictions while evaluating | `prediction_step` |
+# | to watch, stop, save, change a rate | a callback, no subclass |
+# | another order of rows | `train_sampling_strategy` |
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Rule of thumb: setting before callback, callback before override, override before copying. If you copy more than
+# half of a method's body, write your own loop (lesson 08 makes that loop portable).
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## One evaluation
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(
+    figures.timeline(recorded.inside("evaluate"), "evaluate: predictions first, metrics once at the end"),
+    alt="Timeline of Trainer.evaluate: evaluation_loop calls prediction_step once per batch, then logs.",
+)
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# prediction_step once per batch, without gradients. The loop collects logits and labels; compute_metrics sees all
+# rows at once, so nothing averages batch averages. It also means that all logits must fit: lesson 04.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Defaults are not your loop's
+#
+# | | `TrainingArguments` | lesson 01's loop |
+# |---|---|---|
+# | `max_grad_norm` | 1.0 | as you wrote it |
+# | `lr_scheduler_type` | linear to 0 | constant |
+# | `weight_decay` | 0.0 | torch: 0.01 |
+# | `per_device_train_batch_size` | 8 | yours |
+# | `logging_steps` | 500 | every step |
+# | `seed` | 42 | yours |
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Exercise 03.1 is exactly this translation. The lesson's table of arguments is generated from the installed class, so
+# the defaults shown there cannot go stale.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Schedules
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+
+
+def factors(name, steps=200, warmup=20, **options):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=options)
+    curve = []
+    for _ in range(steps):
+        curve.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return curve
+
+
+curves = {name: factors(name) for name in ("linear", "cosine", "polynomial", "constant_with_warmup", "inverse_sqrt")}
+curves["cosine_with_restarts"] = factors("cosine_with_restarts", num_cycles=3)
+curves["cosine_with_min_lr"] = factors("cosine_with_min_lr", min_lr_rate=0.1)
+curves["warmup_stable_decay"] = factors("warmup_stable_decay", num_decay_steps=40)
+teach.show(
+    figures.schedules(curves, warmup_steps=20),
+    alt="Eight learning-rate schedules with the same warm-up: linear, cosine, polynomial, constant, inverse square "
+    "root, cosine with restarts, cosine with a minimum, and warm-up, stable, decay.",
+)
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Linear or cosine when the length is known. Warm-up, stable, decay when it is not: branch off a decay whenever you
+# like. warmup_steps=0.1 means a tenth of the run: the old warmup_ratio is gone.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## bf16 reaches further, fp16 is finer
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+formats = {}
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    info = torch.finfo(dtype)
+    numbers = {"max": info.max, "tiny": info.tiny, "smallest": info.tiny * info.eps, "eps": info.eps}
+    formats[str(dtype)[6:]] = numbers
+teach.show(
+    figures.number_formats(formats),
+    alt="Range: bfloat16 as float32; float16 ends at 65504. Precision: float16 has eight times as many numbers.",
+)
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Training fails from lack of range far more often than from lack of digits. The weights stay in fp32 in both cases:
+# in bf16, 1 plus 0.001 is 1. On a CPU fp16=True is accepted and silently ignored; the lesson measures that.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Why fp16 needs loss scaling
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+model = fresh_model()
+model(**collate([rows["train"][i] for i in range(32)])).loss.backward()
+gradients = torch.cat([p.grad.flatten() for p in model.parameters()]).abs()
+half = formats["float16"]
+teach.show(
+    figures.gradient_underflow(gradients[gradients > 0].tolist(), half["smallest"], half["tiny"], 2.0**14),
+    alt="Histogram of gradients: a large part lies where fp16 loses digits; scaled, all are in its normal range.",
+)
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Real gradients of our classifier. The pale zone is subnormal: fewer and fewer digits, then zero. Multiplying the
+# loss moves everything to the right. Too far, and the largest overflow: the scaler skips that step and halves the
+# scale.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## A run with metrics
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+
+
+def compute_metrics(prediction):
+    predicted = prediction.predictions.argmax(axis=-1)
+    macro_f1 = f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)
+    return {"accuracy": accuracy_score(prediction.label_ids, predicted), "macro_f1": macro_f1}
+
+
+class NoteCheckpoints(TrainerCallback):
+    def __init__(self):
+        self.kept, self.best = {}, {}
+
+    def on_save(self, args, state, control, **kwargs):
+        folders = Path(args.output_dir).glob("checkpoint-*")
+        self.kept[state.global_step] = sorted(int(folder.name.split("-")[1]) for folder in folders)
+        self.best[state.global_step] = state.best_global_step
+
+
+notes = NoteCheckpoints()
+every = max(1, max_steps // 6)
+trainer = quiet_trainer(
+    fresh_model(),
+    f"{scratch.name}/run",
+    rows["train"],
+    rows["validation"].select(range(500)),
+    data_collator=collate,
+    compute_metrics=compute_metrics,
+    callbacks=[notes],
+    max_steps=max_steps,
+    per_device_train_batch_size=32,
+    per_device_eval_batch_size=125,
+    train_sampling_strategy="group_by_length",
+    learning_rate=1e-3,
+    warmup_steps=0.1,
+    logging_steps=max(1, max_steps // 30),
+    eval_strategy="steps",
+    eval_steps=every,
+    save_strategy="steps",
+    save_steps=every,
+    save_total_limit=2,
+    load_best_model_at_end=True,
+    metric_for_best_model="eval_macro_f1",
+    seed=seed,
+)
+trainer.train()
+teach.show(
+    figures.training_curves(trainer.state.log_history, trainer.state.best_global_step),
+    alt="Training and validation loss fall; accuracy and macro-F1 of the validation rows rise.",
+)
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# A short run, made when this deck was built; the lesson's takes 750 steps. Accuracy flatters when classes are uneven,
+# so the best model is chosen by macro-F1, which counts every class the same.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Which checkpoints stay
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(
+    figures.checkpoints_on_disk(notes.kept, notes.best),
+    alt="A grid of saves and checkpoints: with save_total_limit=2 the newest and the best so far are on disk.",
+)
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# save_total_limit=2: the newest and the best. The best is never deleted. load_best_model_at_end loads the best SAVED
+# checkpoint: save at every evaluation, or use save_strategy="best".
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Resume: nobody can tell
+#
+# ```python
+# trainer.train(resume_from_checkpoint=True)
+# ```
+#
+# | file | without it |
+# |---|---|
+# | `model.safetensors` | nothing to resume |
+# | `optimizer.pt` | moments restart at zero |
+# | `scheduler.pt` | warm-up again |
+# | `rng_state.pth` | other dropout, other weights, no error |
+# | `trainer_state.json` | epoch and best metric forgotten |
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# The lesson trains 20 steps without a break, then resumes at step 8 in a new Trainer with other initial weights:
+# bitwise equal on a CPU. Then it deletes the random state: the run goes on happily and ends with other weights.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Trackers
+#
+# - `report_to="none"` is the default
+# - **TensorBoard:** event files; `%tensorboard --logdir ...` in JupyterLab
+# - **W&B:** `WANDB_MODE=offline` needs no account; `wandb sync` later
+# - **Trackio:** an SQLite file; `trackio show`
+# - `push_to_hub=False` is the default too
+#
+# > All of them receive `trainer.state.log_history`, nothing more.
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# The lesson runs all three without a network and reads the written files back. Inside a notebook Trackio would start
+# its dashboard's server, so we run it from a script.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Four bugs that raise nothing
+#
+# - `remove_unused_columns` drops your `weight` column
+# - `label_names=["label"]`: an evaluation without loss and metrics
+# - the best step was evaluated but **not saved**
+# - `forward(**kwargs)` that ignores `num_items_in_batch`: accumulation multiplies loss and gradients
+#
+# > Before a long run: look at a batch, evaluate once, compare accumulation with the big batch.
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Each is planted and measured in section 12. The last one is the most surprising: with 4 micro-batches the logged
+# loss is exactly 4 times too large for this model. The cure is a compute_loss_func that divides by the labels of the
+# window.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Trainer or your own loop?
+#
+# <div class="columns"><div>
+#
+# **Trainer**
+#
+# - fine-tuning, pretraining
+# - any number of devices
+# - custom loss, callbacks
+#
+# </div><div>
+#
+# **Own loop**
+#
+# - several models in turn
+# - data made while training
+# - to understand and debug
+#
+# </div></div>
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Signs that you outgrew the Trainer: three overrides, each a copied body. Signs that you should have taken it: your
+# loop grows flags for resuming, logging and precision.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Your turn
+#
+# - **03.1** Translate a loop's settings
+# - **03.2** Two runs differ: find the setting
+# - **03.3** Which checkpoint is loaded?
+#
+# > Next: metrics, taken seriously (lesson 04).
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# 20 minutes. In 03.2 the first two losses agree although beta2 differs: let them find out why (bias correction makes
+# the first update independent of the betas).
+
+# %% slideshow={"slide_type": "skip"}
+scratch.cleanup()
