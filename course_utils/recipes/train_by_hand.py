@@ -26,7 +26,7 @@ from course_utils.training.optim import ForeachAdamW, parameter_groups
 from course_utils.training.schedules import make_scheduler
 
 
-def read_settings() -> argparse.Namespace:
+def read_settings(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="where checkpoints and result.json go")
@@ -48,11 +48,12 @@ def read_settings() -> argparse.Namespace:
     add("--save_every", type=int, default=250, help="optimizer steps between checkpoints; 0 never")
     add("--log_every", type=int, default=10, help="optimizer steps between printed lines")
     add("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    settings = read_settings()
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Train, or go on training; returns what result.json gets. ``arguments`` None: those of the command line."""
+    settings = read_settings(arguments)
     if not 0 <= settings.warmup_share <= 1:
         raise ValueError(f"warmup_share={settings.warmup_share} is out of range; allowed: a number from 0 to 1")
     config = LoopConfig(
@@ -107,6 +108,7 @@ def main() -> None:
     settings.folder.mkdir(parents=True, exist_ok=True)
     (settings.folder / "result.json").write_text(json.dumps(result, indent=2))
     print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

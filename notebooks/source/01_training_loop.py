@@ -81,10 +81,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-baseline = make_pipeline(
-    TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-    LogisticRegression(C=10, max_iter=300, class_weight="balanced"),
-)
+words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+baseline = make_pipeline(words, LogisticRegression(C=30, max_iter=300))
 baseline.fit(list(data["train"]["text"]), list(data["train"]["label"]))
 tfidf = scores(baseline.predict(list(data["test"]["text"])))
 print({name: round(value, 3) for name, value in tfidf.items()})
@@ -334,7 +332,7 @@ paths = {
     for size, scale in scales.items()
 }
 for name, path in paths.items():
-    print(f"{name:28} weight after 600 steps: {path[-1]:.1f}")
+    print(f"{name:28} weight after 600 steps: {path[-1]:.2f}")
 
 # %%
 teach.show(
@@ -834,9 +832,8 @@ for part in ("optimizer", "scheduler", "batches", "random generators"):
 teach.show_source(save_checkpoint)
 
 # %% [markdown]
-# Now for real. `course_utils/recipes/train_by_hand.py` is this lesson as a program. It is started twice, side by
-# side, with the same seed and a tiny model. One copy runs to its end. The other gets `SIGKILL` (no clean-up, no last
-# words) and is then started again with the same command line.
+# Now for real. `course_utils/recipes/train_by_hand.py` is this lesson as a program; here with a tiny model. It is
+# started as a process of its own, and killed with `SIGKILL`: no clean-up, no last words.
 
 # %%
 import os
@@ -844,42 +841,52 @@ import signal
 import subprocess
 import sys
 
-total = 30
-program = [sys.executable, "-m", "course_utils.recipes.train_by_hand", "--source", "local", "--log_every", "1"]
-program += ["--max_steps", str(total), "--save_every", "5", "--batch_size", "8"]
-program += ["--hidden_size", "32", "--num_hidden_layers", "1", "--folder"]
-one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # two programs share the cores
+settings = ["--source", "local", "--max_steps", "30", "--save_every", "5", "--log_every", "1", "--batch_size", "8"]
+settings += ["--hidden_size", "32", "--num_hidden_layers", "1", "--seed", str(seed), "--folder"]
 
 
-def start(folder):
-    return subprocess.Popen([*program, str(folder)], env=one_thread, stdout=subprocess.PIPE, text=True)
+def start_and_kill(folder, step):
+    """Start the program, read what it prints until it reports the step, kill it there; returns how it ended."""
+    command = [sys.executable, "-m", "course_utils.recipes.train_by_hand", *settings, folder]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here: sums are split the same way
+    with subprocess.Popen(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith(f"step {step} "):
+                os.kill(process.pid, signal.SIGKILL)
+    return process.returncode
 
 
 # %%
-def kill_at(process, step):
-    """Read what the program prints until it reports the step, then kill it."""
-    for line in process.stdout:
-        if line.startswith(f"step {step} "):
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.stdout.close()
-    return process.wait()
+scratch = tempfile.TemporaryDirectory()
+whole, killed = (str(Path(scratch.name, name)) for name in ("whole", "killed"))
+print("ended by SIGKILL:", start_and_kill(killed, step=13) == -signal.SIGKILL)
+saved = int(latest_checkpoint(killed).name.removeprefix("step-"))
+print("its newest checkpoint lies between step 5 and the end:", 5 <= saved < 30)
 
-
-with tempfile.TemporaryDirectory() as folder:
-    whole, killed = Path(folder, "whole"), Path(folder, "killed")
-    undisturbed, victim = start(whole), start(killed)
-    print("ended by SIGKILL:", kill_at(victim, step=13) == -signal.SIGKILL)
-    saved = int(latest_checkpoint(killed).name.removeprefix("step-"))
-    print("its newest checkpoint lies between step 5 and the end:", 5 <= saved < total)
-    resumed = start(killed)
-    codes = [process.wait() for process in (undisturbed, resumed) if process.stdout.read()]
-    weights = [(latest_checkpoint(run) / "model.safetensors").read_bytes() for run in (whole, killed)]
+# %% [markdown]
+# The same program with the same settings, called from this notebook: once on the folder that the killed process left
+# behind, once on an empty one. The second run is the uninterrupted one.
 
 # %%
-print("both ended well:", codes == [0, 0])
+import contextlib
+import io
+
+from course_utils.recipes import train_by_hand
+
+results = {}
+for folder in (killed, whole):
+    with contextlib.redirect_stdout(io.StringIO()):
+        results[folder] = train_by_hand.main([*settings, folder])
+
+steps_here = results[killed]["steps_in_this_process"]
+print("the resumed run started at the checkpoint:", steps_here == 30 - saved)
+print("the uninterrupted run made 30 steps:", results[whole]["steps_in_this_process"] == 30)
+
+# %%
+weights = [(latest_checkpoint(run) / "model.safetensors").read_bytes() for run in (whole, killed)]
 print("final weights bitwise equal:", weights[0] == weights[1])
-assert codes == [0, 0] and weights[0] == weights[1]
+assert weights[0] == weights[1] and 0 < steps_here < 30
+scratch.cleanup()
 
 # %% [markdown]
 # Damage is found when a checkpoint is read, not three days later: sizes and checksums lie beside the files.
