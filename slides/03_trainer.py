@@ -317,11 +317,11 @@ teach.show(
 #
 # | file | without it |
 # |---|---|
-# | `model.safetensors` | nothing to resume |
+# | `model.safetensors` | an error: nothing to resume |
 # | `optimizer.pt` | moments restart at zero |
-# | `scheduler.pt` | warm-up again |
+# | `scheduler.pt` | warm-up again, and the moments too |
 # | `rng_state.pth` | other dropout, other weights, no error |
-# | `trainer_state.json` | epoch and best metric forgotten |
+# | `trainer_state.json` | an error: the step is unknown |
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The lesson trains 20 steps without a break, then resumes at step 8 in a new Trainer with other initial weights:
@@ -336,7 +336,7 @@ teach.show(
 # - **Trackio:** an SQLite file; `trackio show`
 # - `push_to_hub=False` is the default too
 #
-# > All of them receive `trainer.state.log_history`, nothing more.
+# > A tracker is a callback: it receives the settings once and every `log`.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The lesson runs all three without a network and reads the written files back. Inside a notebook Trackio would start

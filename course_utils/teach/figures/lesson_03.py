@@ -100,7 +100,8 @@ def training_curves(history: Sequence[Mapping[str, float]], best_step: int | Non
     for axis in (left, right):
         if best_step:
             axis.axvline(best_step, color=COLORS["black"], linestyle="--", linewidth=1.2, label="best checkpoint")
-        axis.legend(fontsize=9.5, frameon=True, framealpha=0.9, edgecolor="none")
+        place = "upper right" if axis is left else "upper left"
+        axis.legend(fontsize=9.5, loc=place, frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 

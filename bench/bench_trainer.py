@@ -1,0 +1,84 @@
+"""What the Trainer adds to a bare loop, as a ratio of times per optimizer step.
+
+    python bench/bench_trainer.py                  # a tiny and the course's classifier
+    python bench/bench_trainer.py --steps 100 --rounds 9
+    python bench/bench_trainer.py --device cuda
+
+Both train the same model on the same rows with the same optimizer kernel; they take turns in every round and the median
+counts. The Trainer neither logs, evaluates nor saves: what is left is its bookkeeping around each step.
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from transformers import default_data_collator, set_seed
+
+from course_utils import teach
+from course_utils.models import load_classifier
+from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.training.optim import parameter_groups
+from course_utils.training.settings import quiet_trainer
+from course_utils.training.timing import interleaved_medians
+
+MODELS = {
+    "1 layer x 64 (0.5M)": {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64},
+    "4 layers x 128 (1.7M)": {},
+}
+
+
+def make_rows(count, length=24):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, 8000, (count, length), generator=generator)
+    return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": torch.tensor(3)} for row in tokens]
+
+
+def make_runs(sizes, rows, steps, device, folder):
+    """Two functions that each train ``steps`` steps, set-up included in neither model's favour."""
+
+    def with_trainer():
+        set_seed(0)
+        trainer = quiet_trainer(
+            load_classifier(10, **sizes),
+            folder,
+            rows,
+            max_steps=steps,
+            per_device_train_batch_size=32,
+            use_cpu=device == "cpu",
+        )
+        trainer.train()
+
+    def with_loop():
+        set_seed(0)
+        model = load_classifier(10, **sizes).to(device)
+        optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=5e-5, fused=True)
+        train(model, ShuffledBatches(rows, 32, default_data_collator), optimizer, LoopConfig(max_steps=steps))
+
+    return {"loop": with_loop, "Trainer": with_trainer}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of one run (default: 60)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each (default: 5)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    settings = parser.parse_args()
+
+    teach.start()
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'model':24} {'loop':>9} {'Trainer':>9} {'ratio':>7}   per step of 32 rows x 24 tokens")
+    rows = make_rows(640)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, sizes in MODELS.items():
+            runs = make_runs(sizes, rows, settings.steps, settings.device, folder)
+            seconds = interleaved_medians(runs, settings.rounds, warmup=1)
+            loop, trainer = (1e3 * seconds[key] / settings.steps for key in ("loop", "Trainer"))
+            print(f"{name:24} {loop:6.1f} ms {trainer:6.1f} ms {trainer / loop:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
