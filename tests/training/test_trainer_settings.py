@@ -6,6 +6,7 @@ import pytest
 from trainer_runs import make_trainer
 from transformers import TrainingArguments
 
+from course_utils.teach.lesson import quieten
 from course_utils.training import settings as module
 from course_utils.training.settings import (
     BOOKKEEPING,
@@ -68,6 +69,7 @@ def test_old_spellings_are_gone():
 
 
 def test_quiet_trainer_prints_nothing(tmp_path, capfd):
+    quieten()  # as every lesson does: DeepSpeed prints a line when it is first imported
     trainer = make_trainer(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=1)
     trainer.train()
     printed = capfd.readouterr()
