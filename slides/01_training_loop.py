@@ -1,6 +1,6 @@
 # %% tags=["parameters"] slideshow={"slide_type": "skip"}
 source = "local"
-max_steps = 150
+max_steps = 120
 seed = 0
 
 # %% slideshow={"slide_type": "skip"}

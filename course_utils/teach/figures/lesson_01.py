@@ -118,7 +118,7 @@ def training_curve(history: Sequence[Mapping[str, float]], max_grad_norm: float,
     bottom.plot(steps, norms, color=COLORS["green"], linewidth=1)
     bottom.axhline(max_grad_norm, color=COLORS["black"], linewidth=1.2, linestyle=":", label="clipped above this")
     bottom.set(xlabel="optimizer step", ylabel="norm", title="Gradient norm before clipping", ylim=(0, None))
-    bottom.legend(loc="lower right")
+    bottom.legend(loc="upper right")
     return figure
 
 
