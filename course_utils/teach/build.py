@@ -206,6 +206,9 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.perf_counter()
         try:
             cells = build(source, notebook)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: {name} is as it was", file=sys.stderr)
+            return 130
         except Exception as error:
             print("FAILED", flush=True)
             failures.append(f"{name}: {describe_failure(error)}")

@@ -72,7 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
     parameters = {name: as_value(text) for name, text in options.p}
     folder = ROOT / "build" / "executed"
     began = time.perf_counter()
-    failures = run(chosen, folder, parameters)
+    try:
+        failures = run(chosen, folder, parameters)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the remaining lessons did not run", file=sys.stderr)
+        return 130
     passed = len(chosen) - len(failures)
     print(f"{passed} of {len(chosen)} lessons ran through in {time.perf_counter() - began:.0f} s: {folder}", flush=True)
     for name, text in failures.items():

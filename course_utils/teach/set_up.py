@@ -53,8 +53,17 @@ def install(root):
         print("set-up: creating .venv", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     print("set-up: installing requirements.txt (a few minutes, once)", flush=True)
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run(pip + ["-r", "requirements.txt"], check=True, cwd=str(root))
+    pip = [
+        str(venv / "bin" / "python"),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "-r",
+        "requirements.txt",
+    ]
+    # Progress bars only where a person watches them.
+    subprocess.run(pip + ([] if sys.stdout.isatty() else ["--quiet"]), check=True, cwd=str(root))
     stamp_file(root).write_text(fingerprint(root) + "\n")
 
 
@@ -72,6 +81,8 @@ def main(root=ROOT):
             problem = "`{}` failed with exit code {}; its message is above".format(
                 " ".join(map(str, error.cmd)), error.returncode
             )
+        except KeyboardInterrupt:
+            problem = "interrupted; the next `make` goes on with the installation"
     print("set-up: " + problem, file=sys.stderr)
     return 1
 

@@ -151,3 +151,13 @@ def test_kernel_is_this_environment(tmp_path):
     import sys
 
     assert nbformat.read(notebook, as_version=4).cells[0].outputs[0].text.strip() == sys.prefix
+
+
+def test_ctrl_c_ends_with_one_sentence(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "targets", lambda: {build.ROOT / "notebooks/source/99_x.py": build.ROOT / "99_x.ipynb"})
+    monkeypatch.setattr(build, "build", interrupted)
+    assert build.main(["--force"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted: 99_x.ipynb is as it was"
