@@ -20,7 +20,8 @@ CAUSAL_VOCAB_SIZE = 4_096
 def encoder_config(**overrides: Any) -> ModernBertConfig:
     """ModernBERT (Warner et al. 2024, arXiv:2412.13663) at width 128 and 4 layers: rotary positions, pre-norm, GeGLU.
 
-    Pre-norm trains at learning rates around 1e-3, where a post-norm encoder of the same size (DistilBERT's) stalls.
+    Pre-norm trains at learning rates around 1e-3, where a post-norm encoder of the same size (DistilBERT's) stalls:
+    750 steps of 32 rows at 2e-3 with linear decay make a good classifier of the course's corpus (lesson 01).
     """
     from transformers import ModernBertConfig
 
@@ -31,9 +32,9 @@ def encoder_config(**overrides: Any) -> ModernBertConfig:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "max_position_embeddings": 512,
-        "attention_dropout": 0.1,
+        # Two epochs do not overfit: dropout inside the layers cost 0.02 macro-F1. What is left makes training and
+        # evaluation mode differ, which lesson 01 shows.
         "embedding_dropout": 0.1,
-        "mlp_dropout": 0.1,
         "classifier_dropout": 0.1,
         "classifier_pooling": "mean",
         "pad_token_id": 0,

@@ -456,7 +456,7 @@ def cosine_with_warmup(step, warmup_steps, max_steps):
 
 
 # %%
-plan = {"peak": 1e-3, "warmup": 75, "steps": 750}
+plan = {"peak": 2e-3, "warmup": 75, "steps": 750}
 by_name = {"linear": linear_with_warmup, "cosine": cosine_with_warmup}
 curves = {
     name: [plan["peak"] * schedule(step, plan["warmup"], plan["steps"]) for step in range(plan["steps"] + 1)]
@@ -708,7 +708,7 @@ print(f"{len(train_batches)} batches an epoch, {max_steps * accumulation / len(t
 # %%
 torch.manual_seed(seed)
 model = load_classifier(num_labels, source)
-optimizer = ForeachAdamW(parameter_groups(model, weight_decay=0.01), lr=1e-3 if source == "local" else 5e-5)
+optimizer = ForeachAdamW(parameter_groups(model, weight_decay=0.01), lr=2e-3 if source == "local" else 5e-5)
 scheduler = make_scheduler(optimizer, "linear", warmup_steps=max_steps // 10, max_steps=max_steps)
 config = LoopConfig(max_steps, accumulation, max_grad_norm=1.0, eval_every=max(1, max_steps // 5))
 

@@ -683,7 +683,7 @@ trainer = quiet_trainer(
     per_device_train_batch_size=32,
     per_device_eval_batch_size=128,
     train_sampling_strategy="group_by_length",
-    learning_rate=1e-3 if source == "local" else 5e-5,
+    learning_rate=2e-3 if source == "local" else 5e-5,
     lr_scheduler_type="linear",
     warmup_steps=0.1,
     weight_decay=0.01,
