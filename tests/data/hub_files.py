@@ -20,17 +20,17 @@ LABELS = """
 """
 
 
-def sst2_rows(split: str) -> list[dict]:
-    """60 train, 40 validation and 10 unlabelled test rows, as SST-2's: ``idx``, ``sentence``, ``label``."""
-    size = {"train": 60, "validation": 40, "test": 10}[split]
-    return [
-        {
-            "idx": index,
-            "sentence": f"{split} {WORDS[index % len(WORDS)]} film {index} ",
-            "label": -1 if split == "test" else index % 2,
-        }
-        for index in range(size)
-    ]
+SIZES = {"train": 60, "validation": 40, "test": 10}
+
+
+def sst2_rows(split: str, sizes: dict[str, int] = SIZES) -> list[dict]:
+    """Rows with SST-2's columns ``idx``, ``sentence``, ``label``, of 3 to 13 words; the test rows have no label."""
+    rows = []
+    for index in range(sizes[split]):
+        words = [WORDS[(index * step) % len(WORDS)] for step in range(1, 2 + index % 11)]
+        label = -1 if split == "test" else index % 2
+        rows.append({"idx": index, "sentence": f"{split} {' '.join(words)} {index} ", "label": label})
+    return rows
 
 
 def dolly_rows() -> list[dict]:
@@ -46,7 +46,7 @@ def dolly_rows() -> list[dict]:
     ]
 
 
-def write_datasets(root: Path) -> None:
+def write_datasets(root: Path, sizes: dict[str, int] = SIZES) -> None:
     """``root/datasets``: SST-2 (parquet), GLUE with SST-2 as a configuration, Dolly (JSON lines)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,7 +57,7 @@ def write_datasets(root: Path) -> None:
         (repo / folder).mkdir(parents=True)
         for split in ("train", "validation", "test"):
             path = repo / folder / f"{split}-00000-of-00001.parquet"
-            pq.write_table(pa.Table.from_pylist(sst2_rows(split), schema), path)
+            pq.write_table(pa.Table.from_pylist(sst2_rows(split, sizes), schema), path)
         (repo / "README.md").write_text(_card("sst2" if name == GLUE else "default", folder))
     repo = root / "datasets" / DOLLY
     repo.mkdir(parents=True)
@@ -113,4 +113,4 @@ def _tokenizer():
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {f"{role}_token": token for role, token in special.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names)
