@@ -1,0 +1,179 @@
+"""What masked-language-model pretraining buys: the full experiment behind section 9 of lesson 02.
+
+    python bench/bench_pretraining.py                 # about 15 CPU-minutes; writes bench/results/pretraining.json
+    python bench/bench_pretraining.py --steps 20 --seeds 1 --out /tmp/try.json
+
+The course's encoder is pretrained on the corpus' running text, then compared with the same encoder from random weights:
+as fixed features under a linear probe, and fine-tuned with 2,000 and with 12,000 labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, set_seed
+
+from course_utils.data import load_classification, load_language_modelling
+from course_utils.data.sampling import LengthGroupedBatchSampler
+from course_utils.models import load_classifier, load_masked_lm, load_tokenizer
+from course_utils.training.evaluation import macro_f1
+from course_utils.training.schedules import make_scheduler
+
+BATCH_SIZE, LEARNING_RATE, MAX_LENGTH = 32, 1e-3, 64
+FINE_TUNING_STEPS = {2_000: 375, 12_000: 750}  # 6 epochs and 2 epochs
+
+
+def batches(rows, collate, seed):
+    """Length-grouped batches without end."""
+    sampler = LengthGroupedBatchSampler([len(row["input_ids"]) for row in rows], BATCH_SIZE, seed=seed)
+    loader = DataLoader(rows, batch_sampler=sampler, collate_fn=collate)
+    while True:
+        yield from loader
+        sampler.set_epoch(sampler.epoch + 1)
+
+
+def fit(model, loss_of, stream, max_steps):
+    """AdamW with linear warm-up over a tenth of the steps and linear decay; returns the losses."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
+    scheduler = make_scheduler(optimizer, "linear", max_steps // 10, max_steps)
+    model.train()
+    losses = []
+    for _, batch in zip(range(max_steps), stream, strict=False):
+        loss = loss_of(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def masked_loss(model, batch):
+    """Cross-entropy at the masked positions; the vocabulary's scores are computed only there."""
+    chosen = batch["labels"] != -100
+    hidden = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    return torch.nn.functional.cross_entropy(model.decoder(model.head(hidden[chosen])), batch["labels"][chosen])
+
+
+def pretrain(tokenizer, texts, max_steps, seed):
+    """The encoder's weights after masked language modelling (30% of the tokens) on ``texts``, and the losses."""
+    rows = [{"input_ids": ids} for ids in tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]]
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=seed)
+    set_seed(seed)
+    model = load_masked_lm()
+    losses = fit(model, masked_loss, batches(rows, collate, seed), max_steps)
+    return model.model.state_dict(), losses
+
+
+@torch.no_grad()
+def run_over(rows, tokenizer, function, width):
+    """``function(batch) -> (B, width)`` over all rows, in the rows' order."""
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+    out = np.zeros((len(rows), width), np.float32)
+    for start in range(0, len(order), 100):
+        places = order[start : start + 100]
+        batch = tokenizer.pad([{"input_ids": rows[i]["input_ids"]} for i in places], return_tensors="pt")
+        out[places] = function(batch).numpy()
+    return out
+
+
+def fine_tune(tokenizer, train, test, weights, seed):
+    """Test accuracy and macro-F1 of a classifier that starts from ``weights`` (None: random)."""
+    set_seed(seed)
+    model = load_classifier(num_labels=10)
+    if weights is not None:
+        model.model.load_state_dict(weights)
+    stream = batches(train, DataCollatorWithPadding(tokenizer), seed)
+    fit(model, lambda model, batch: model(**batch).loss, stream, FINE_TUNING_STEPS[len(train)])
+    model.eval()
+    predicted = torch.from_numpy(run_over(test, tokenizer, lambda batch: model(**batch).logits, 10)).argmax(1)
+    labels = torch.tensor([row["label"] for row in test])
+    return {"accuracy": (predicted == labels).float().mean().item(), "macro_f1": float(macro_f1(predicted, labels, 10))}
+
+
+def probe(tokenizer, train, test, weights, seed):
+    """Test accuracy of logistic regression on the mean of the last hidden states; the encoder is not trained."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    set_seed(seed)
+    encoder = load_masked_lm().model.eval()
+    if weights is not None:
+        encoder.load_state_dict(weights)
+
+    def features(batch):
+        mask = batch["attention_mask"][..., None]
+        return (encoder(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+
+    train_x, test_x = (run_over(rows, tokenizer, features, encoder.config.hidden_size) for rows in (train, test))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    model.fit(train_x, [row["label"] for row in train])
+    return {"accuracy": float(model.score(test_x, [row["label"] for row in test]))}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of pretraining")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per setting with 2,000 labels; 12,000: one fewer")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pretraining.json")
+    arguments = parser.parse_args()
+
+    tokenizer, data = load_tokenizer(), load_classification()
+    made = {split: tokenizer(list(data[split]["text"]), truncation=True, max_length=MAX_LENGTH) for split in data}
+    rows = {
+        split: [
+            {"input_ids": i, "label": y} for i, y in zip(made[split]["input_ids"], data[split]["label"], strict=True)
+        ]
+        for split in ("train", "test")
+    }
+    begin, cpu_begin = perf_counter(), process_time()
+    weights, losses = pretrain(tokenizer, list(load_language_modelling()["train"]["text"]), arguments.steps, 0)
+    cpu = process_time() - cpu_begin
+    report = {
+        "machine": {
+            "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "python": platform.python_version(), "torch": torch.__version__,
+        },
+        "pretraining": {
+            "steps": arguments.steps, "cpu_seconds": round(cpu), "wall_seconds": round(perf_counter() - begin),
+            "first_loss": float(np.mean(losses[:20])), "last_loss": float(np.mean(losses[-50:])),
+        },
+        "results": [],
+    }  # fmt: skip
+    print(json.dumps(report["pretraining"]), flush=True)
+    for labels, seeds in ((2_000, arguments.seeds), (12_000, max(1, arguments.seeds - 1))):
+        for seed in range(seeds):
+            for start, given in (("random", None), ("pretrained", weights)):
+                task = {"labels": labels, "start": start, "seed": seed}
+                if labels == 2_000:
+                    scores = probe(tokenizer, rows["train"][:labels], rows["test"], given, seed)
+                    report["results"].append({"task": "linear probe", **task, **scores})
+                scores = fine_tune(tokenizer, rows["train"][:labels], rows["test"], given, seed)
+                report["results"].append({"task": "fine-tuning", **task, **scores})
+                print(*report["results"][-2:], sep="\n", flush=True)
+    report["total_cpu_seconds"] = round(process_time() - cpu_begin)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def processor() -> str:
+    """The processor's name as Linux reports it, or the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+if __name__ == "__main__":
+    main()

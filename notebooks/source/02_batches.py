@@ -1,0 +1,1227 @@
+# %% [markdown]
+# # 02 · Batches: tokens, collators, padding
+#
+# A model trains on rectangles of numbers. Texts are neither rectangles nor numbers. What stands between the two, the
+# tokenizer, the collator and the sampler, decides how much of your hardware works on padding, what the loss is computed
+# on, and whether the test score means anything. None of it raises an error when it is wrong.
+#
+# **You will be able to**
+#
+# - tokenise a data set once, in batches, and read it back memory-mapped or streamed;
+# - choose between padding to a maximum, dynamic padding, length grouping and packing, and say what each costs;
+# - use and write collators: for padding, masked language modelling, sequence-to-sequence labels, span corruption, and
+#   tensors that are no text at all;
+# - pack documents into one row so that the loss is exactly the unpacked one;
+# - split data so that the test score is a promise and not a memory test;
+# - say what masked-language-model pretraining buys, and measure it.
+#
+# **Minutes:** 60 · **Prerequisites:** lesson 01 (the loop), tensors in PyTorch.
+
+# %% tags=["parameters"]
+source = "local"  # "local": offline; "hub": the public data sets
+max_steps = 1200  # optimizer steps of the pretraining run in section 9
+batch_size = 32  # sentences per batch
+seed = 0
+
+# %%
+from course_utils import teach
+
+teach.start(source=source, max_steps=max_steps, seed=seed, batch_size=batch_size)
+
+# %% [markdown]
+# ## 1 · From text to token ids
+#
+# The data is that of lesson 01: sentences from the documentation of Python libraries, each labelled with its library.
+
+# %%
+from course_utils.data import load_classification
+from course_utils.models import load_tokenizer
+
+data = load_classification(source)
+tokenizer = load_tokenizer(source)
+print({split: len(rows) for split, rows in data.items()}, "| vocabulary:", len(tokenizer))
+
+# %% [markdown]
+# A tokenizer cuts text into pieces from a fixed vocabulary and numbers them. Ours is a *WordPiece* tokenizer: frequent
+# words are one token, rare words are built from pieces (`##` continues a word). So no word is ever unknown, and the
+# vocabulary stays small. `[CLS]` and `[SEP]` mark the beginning and the end.
+#
+# The example sentence is a docstring of this course's own code.
+
+# %%
+sentence = "Stack label rows of different lengths, filling up on the right."
+encoded = tokenizer(sentence)
+print(tokenizer.convert_ids_to_tokens(encoded["input_ids"]))
+print(list(encoded), "| back to text:", tokenizer.decode(encoded["input_ids"], skip_special_tokens=True))
+
+# %% [markdown]
+# *Fast* tokenizers are written in Rust and know where each token came from. That matters whenever labels are given as
+# character positions (named entities, answers inside a text): `offset_mapping` leads from one to the other.
+
+# %%
+with_offsets = tokenizer(sentence, return_offsets_mapping=True, add_special_tokens=False)
+pieces = [sentence[start:stop] for start, stop in with_offsets["offset_mapping"]]
+print("fast:", tokenizer.is_fast, "|", pieces[:6])
+assert "".join(pieces) == sentence.replace(" ", "")
+
+# %% [markdown]
+# ### Truncation
+#
+# A model has a longest input it can take; `truncation=True` cuts there. Truncation is silent, so measure it before you
+# accept it: how many texts lose something, and how many tokens? Note that the special tokens survive: the cut is made
+# in the text, not behind `[SEP]`.
+
+# %%
+import numpy as np
+
+texts = list(data["train"]["text"])
+full = np.array([len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]])
+for limit in (16, 32, 64):
+    lost = np.maximum(full - limit, 0).sum() / full.sum()
+    print(f"limit {limit:2d}: {np.mean(full > limit):6.1%} of the texts are cut, {lost:6.2%} of the tokens are lost")
+
+# %%
+short = tokenizer(sentence, truncation=True, max_length=8)["input_ids"]
+print(len(short), tokenizer.convert_ids_to_tokens(short)[-2:])
+assert short[-1] == tokenizer.sep_token_id
+
+# %% [markdown]
+# ## 2 · Tokenise once, with `map`
+#
+# The naive place for the tokenizer is the data set's `__getitem__`: a text comes in, ids go out. It works, and it does
+# the same work again in every epoch, one text at a time, in the process that should be feeding the model.
+
+
+# %%
+class NaiveDataset:
+    def __init__(self, rows):
+        self.texts, self.labels = list(rows["text"]), list(rows["label"])
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, i):
+        return tokenizer(self.texts[i], truncation=True, max_length=64) | {"label": self.labels[i]}
+
+
+# %% [markdown]
+# `Dataset.map(batched=True)` hands the tokenizer a thousand texts at once and stores the result as an Arrow table.
+# Every epoch after that only reads. (On a real run the table is also kept on disk and found again by a fingerprint of
+# the function: editing the function, or anything it closes over, makes a new one.)
+
+
+# %%
+def tokenize(rows):
+    return tokenizer(rows["text"], truncation=True, max_length=64)
+
+
+columns = [name for name in data["train"].column_names if name != "label"]
+tokenized = data.map(tokenize, batched=True, remove_columns=columns, keep_in_memory=True)
+print(tokenized["train"].column_names, len(tokenized["train"]))
+
+# %% [markdown]
+# Both give the same numbers. What do three epochs over 3,000 rows cost?
+
+# %% tags=["nbval-ignore-output"]
+from time import perf_counter
+
+small = data["train"].select(range(3000))
+begin = perf_counter()
+naive_rows = NaiveDataset(small)
+naive_lists = [[naive_rows[i] for i in range(len(naive_rows))] for _ in range(3)][-1]
+naive_time = perf_counter() - begin
+
+begin = perf_counter()
+mapped = small.map(tokenize, batched=True, remove_columns=columns, keep_in_memory=True, load_from_cache_file=False)
+map_time = perf_counter() - begin
+map_lists = [mapped.to_list() for _ in range(3)][-1]
+total_time = perf_counter() - begin
+
+assert [row["input_ids"] for row in naive_lists] == [row["input_ids"] for row in map_lists]
+assert total_time < naive_time
+print(f"in __getitem__: {naive_time:.2f} s | map {map_time:.2f} s + three readings {total_time - map_time:.2f} s")
+print(f"that is {naive_time / total_time:.1f} times as fast on this machine")
+
+# %% [markdown]
+# ### Where the rows live: memory mapping
+#
+# An Arrow table on disk is not read into memory. The file is *mapped*: the operating system loads the pages that are
+# touched, and may drop them again. A data set larger than the memory works, and eight data-loading processes share one
+# copy. Arrow counts the bytes it allocated itself, so we can check: opening the corpus allocates next to nothing.
+
+# %%
+import tempfile
+from pathlib import Path
+
+import pyarrow
+from datasets import load_from_disk
+
+with tempfile.TemporaryDirectory() as folder:
+    data["train"].save_to_disk(folder)
+    before = pyarrow.total_allocated_bytes()
+    on_disk = load_from_disk(folder)
+    allocated = pyarrow.total_allocated_bytes() - before
+    size = sum(path.stat().st_size for path in Path(folder).glob("*.arrow"))
+    in_memory = load_from_disk(folder, keep_in_memory=True)
+    copied = pyarrow.total_allocated_bytes() - before - allocated
+    print("mapped, not read:", allocated < 0.05 * size, "| with keep_in_memory=True:", copied > 0.5 * size)
+    assert allocated < 0.05 * size < copied
+    del on_disk, in_memory
+
+# %% [markdown]
+# ### Streaming
+#
+# When the data does not fit on the disk either, stream it: an `IterableDataset` yields rows as they arrive and applies
+# `map` lazily. (From the hub: `load_dataset(..., streaming=True)`.) The price: no length, no `rows[i]`, and a shuffle
+# that only mixes within a buffer. With a buffer of 100 the first row can only be one of the first 100: if the file is
+# sorted by class, your batches are too.
+
+# %%
+stream = data["train"].add_column("place", list(range(len(data["train"])))).to_iterable_dataset()
+stream = stream.map(tokenize, batched=True, remove_columns=columns)
+shuffled = stream.shuffle(seed=seed, buffer_size=100)
+places = [row["place"] for row in shuffled.take(1000)]
+ahead = max(place - position for position, place in enumerate(places))
+print("furthest a row has jumped ahead:", ahead, "| buffer: 100")
+assert sorted(places) != places and ahead <= 100
+
+# %% [markdown]
+# A stream can still be resumed: `state_dict()` remembers how far it was read. A shuffle buffer is not part of that
+# state (its content is refilled), so an exact resume needs a stream shuffled beforehand.
+
+# %%
+iterator = iter(stream)
+seen = [next(iterator)["place"] for _ in range(5)]
+state = stream.state_dict()
+expected = [next(iterator)["place"] for _ in range(3)]
+stream.load_state_dict(state)
+iterator = iter(stream)
+resumed = [next(iterator)["place"] for _ in range(3)]
+print(seen, "then", resumed)
+assert resumed == expected
+
+# %% [markdown]
+# ## 3 · Padding
+#
+# A batch is one tensor, so all rows must have one length. Short rows are filled with `[PAD]`, and the `attention_mask`
+# says where: 1 for text, 0 for filling. By hand:
+
+# %%
+import torch
+
+
+def pad_by_hand(rows, width):
+    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+        attention_mask[i, : len(row["input_ids"])] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+# %% [markdown]
+# How wide? *Pad to max* uses one width for the whole data set. *Dynamic padding* uses the longest row of each batch.
+# `DataCollatorWithPadding` does the latter (and renames `label` to `labels`, the name models and `Trainer` look for).
+
+# %%
+from transformers import DataCollatorWithPadding
+
+rows = tokenized["train"].select(range(batch_size)).to_list()
+collate = DataCollatorWithPadding(tokenizer)
+batch = collate(rows)
+by_hand = pad_by_hand(rows, max(len(row["input_ids"]) for row in rows))
+print({name: tuple(tensor.shape) for name, tensor in batch.items()})
+assert all(torch.equal(batch[name], by_hand[name]) for name in by_hand)
+
+# %% [markdown]
+# Does padding change what the model computes? It must not. The mask keeps attention away from padding, so a row's
+# result is the same in a narrow and in a wide batch. Leave the mask out and it is not: the model then takes `[PAD]`
+# for a word.
+
+# %%
+from course_utils.models import load_classifier
+
+model = load_classifier(num_labels=10, num_hidden_layers=2).eval()  # a small local model, whatever the source
+wide = pad_by_hand(rows, 64)
+with torch.no_grad():
+    narrow_logits = model(batch["input_ids"], batch["attention_mask"]).logits
+    wide_logits = model(wide["input_ids"], wide["attention_mask"]).logits
+    unmasked_logits = model(wide["input_ids"]).logits
+print("with mask, difference <= 1e-5:", bool((narrow_logits - wide_logits).abs().max() <= 1e-5))
+print("without mask, difference > 1e-3:", bool((narrow_logits - unmasked_logits).abs().max() > 1e-3))
+assert (narrow_logits - wide_logits).abs().max() <= 1e-5 < 1e-3 < (narrow_logits - unmasked_logits).abs().max()
+
+# %% [markdown]
+# So padding is harmless, and it is pure waste: the model multiplies matrices for every position. How much waste? One
+# number per strategy: the share of all positions that hold padding.
+
+# %%
+lengths = np.array([len(ids) for ids in tokenized["train"]["input_ids"]])
+order = np.random.default_rng(seed).permutation(len(lengths))
+random_batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+
+
+def padding_share(batches, width=None):
+    positions = sum(len(batch) * (width or lengths[batch].max()) for batch in batches)
+    return 1 - sum(lengths[batch].sum() for batch in batches) / positions
+
+
+share = {"pad to 64": padding_share(random_batches, 64), "dynamic": padding_share(random_batches)}
+print({name: f"{value:.0%}" for name, value in share.items()}, "| mean length", round(lengths.mean(), 1))
+
+# %% [markdown]
+# Dynamic padding helps less than one would hope. A batch is as wide as its longest row, and among 32 random rows there
+# nearly always is a long one.
+
+# %% [markdown]
+# ## 4 · Length grouping
+#
+# So do not take 32 *random* rows. Take rows of similar length. Sorting the whole data set would remove nearly all
+# padding, and nearly all randomness too: the same rows would meet in every epoch, and the model would see all short
+# texts, then all long ones. The compromise is to sort inside *megabatches*: shuffle everything, cut into pieces of 50
+# batches, sort each piece, cut it into batches, and shuffle the batches.
+
+# %%
+from course_utils.data.sampling import LengthGroupedBatchSampler, length_grouped_batches
+
+teach.show_source(length_grouped_batches)
+
+# %% [markdown]
+# How large should a megabatch be? Measure: padding falls fast, then there is little left to gain.
+
+# %%
+for megabatch in (1, 2, 5, 20, 50):
+    batches = list(LengthGroupedBatchSampler(lengths, batch_size, seed=seed, megabatch=megabatch))
+    print(f"megabatch {megabatch:2d}: {padding_share(batches):5.1%} padding")
+sampler = LengthGroupedBatchSampler(lengths, batch_size, seed=seed)
+share["length-grouped"] = padding_share(list(sampler))
+assert share["length-grouped"] < 0.25 * share["dynamic"] < share["pad to 64"]
+
+# %% [markdown]
+# Three properties a sampler must keep, because the loop relies on them: every row exactly once an epoch; another order
+# in every epoch; and the order a function of seed and epoch alone, so that a resumed run (lesson 01) finds its place.
+
+# %%
+batches = list(sampler)
+sampler.set_epoch(1)
+second = list(sampler)
+assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+assert batches != second and lengths[batches[0]].max() == lengths.max()
+
+iterator = iter(sampler)
+head = [next(iterator) for _ in range(10)]
+resumed = LengthGroupedBatchSampler(lengths, batch_size)
+resumed.load_state_dict(sampler.state_dict())
+print("resumed = uninterrupted:", head + list(resumed) == second)
+assert head + list(LengthGroupedBatchSampler(lengths, batch_size)) != second
+
+# %% [markdown]
+# The longest batch comes first on purpose: if the memory is too small, the run should die in its first second.
+#
+# > **You may see** `TrainingArguments(group_by_length=True)` in tutorials. It is now
+# > `train_sampling_strategy="group_by_length"`. And `tokenizer(..., pad_to_max_length=True)` has long been
+# > `padding="max_length"`.
+
+# %% [markdown]
+# ## 5 · Collators that also make labels
+#
+# A collator is any function from a list of rows to a batch. It is called at every step, so it is the place for
+# everything that should be *different* at every step: padding widths, random masks, augmentation.
+#
+# ### Sequence to sequence: labels are padded too
+#
+# Labels that are sequences need padding as well, but not with `[PAD]`: the loss would count it. The filling for labels
+# is -100, the index that `torch.nn.functional.cross_entropy` ignores. `DataCollatorForSeq2Seq` pads inputs with one and
+# labels with the other. `pad_to_multiple_of=8` rounds widths up, because tensor cores work in tiles of 8; it costs a
+# little padding and buys faster matrix products on a GPU.
+
+# %%
+from transformers import DataCollatorForSeq2Seq
+
+from course_utils.data.collators import pad_labels
+
+pairs = [{"input_ids": row["input_ids"], "labels": row["input_ids"][1:-1]} for row in rows[:4]]
+seq2seq = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100, pad_to_multiple_of=8)
+batch = seq2seq([dict(pair) for pair in pairs])
+by_hand = pad_labels([pair["labels"] for pair in pairs], pad_to_multiple_of=8)
+print({name: tuple(tensor.shape) for name, tensor in batch.items()})
+print("widths are multiples of 8:", all(tensor.shape[1] % 8 == 0 for tensor in batch.values()))
+columns_used = by_hand.shape[1]
+assert torch.equal(torch.as_tensor(batch["labels"])[:, :columns_used], by_hand)
+
+# %% [markdown]
+# ### Masked language modelling: 80 / 10 / 10
+#
+# BERT's pretraining task (Devlin et al. 2019, section 3.1): choose 15% of the tokens as targets. Replace 80% of those
+# by `[MASK]`, 10% by a random token, leave 10% as they are. Why not mask all of them? `[MASK]` never occurs later,
+# when the encoder is used. If every target were marked, the encoder could ignore all other positions. As it is, any
+# token might be wrong or be asked for, so every position must carry a good representation.
+
+# %%
+from transformers import DataCollatorForLanguageModeling
+
+mlm = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=0.15, seed=seed)
+many = [{"input_ids": ids} for ids in tokenized["train"][:4000]["input_ids"]]
+original = tokenizer.pad([dict(row) for row in many], return_tensors="pt")["input_ids"]
+masked = mlm([dict(row) for row in many])
+chosen = masked["labels"] != -100
+
+special = torch.isin(original, torch.tensor(tokenizer.all_special_ids))
+now_mask = masked["input_ids"][chosen] == tokenizer.mask_token_id
+same = masked["input_ids"][chosen] == original[chosen]
+print(
+    f"targets: {chosen.sum() / (~special).sum():.1%} of the tokens, special tokens among them: {(chosen & special).sum()}"
+)
+print(
+    f"[MASK] {now_mask.float().mean():.1%} | random {(~now_mask & ~same).float().mean():.1%} | kept {same.float().mean():.1%}"
+)
+
+# %%
+spread = 4 * (0.25 / int(chosen.sum())) ** 0.5  # four standard errors, at most
+assert abs(float(now_mask.float().mean()) - 0.8) < spread
+assert abs(float(same.float().mean()) - 0.1) < spread
+assert not (chosen & special & (original != tokenizer.unk_token_id)).any()
+assert torch.equal(masked["labels"][chosen], original[chosen])
+print("the shares are 80 / 10 / 10 within four standard errors; targets are the original tokens")
+
+# %% [markdown]
+# On one sentence it looks as follows. (The masking rate is raised for the picture.)
+
+# %%
+from course_utils.teach.figures import lesson_02 as figures
+
+often = DataCollatorForLanguageModeling(
+    tokenizer, mlm_probability=0.45, mask_replace_prob=0.5, random_replace_prob=0.25, seed=5
+)
+example = often([{"input_ids": tokenizer(sentence)["input_ids"]}])
+before = tokenizer.tokenize(sentence, add_special_tokens=True)
+after = tokenizer.convert_ids_to_tokens(example["input_ids"][0])
+targets = ["" if i == -100 else tokenizer.convert_ids_to_tokens(i) for i in example["labels"][0].tolist()]
+teach.show(
+    figures.masked_tokens(before, after, targets),
+    alt="A sentence three times: the tokens, what the model sees with some tokens masked, replaced or kept, "
+    "and the targets at those positions only.",
+)
+
+# %% [markdown]
+# ### Span corruption, by hand
+#
+# T5 (Raffel et al. 2020, section 3.1.4) hides whole *spans*. Each span leaves one *sentinel* behind, and the decoder
+# writes, after each sentinel, what it stood for. Targets are short (only what was hidden), so a step is cheaper than
+# with BERT's scheme, where a whole sequence is encoded for 15% of targets. 15% of the tokens are hidden, in spans of 3
+# tokens on average.
+#
+# The number of hidden tokens and of spans is fixed by rounding; random are only the places and the lengths. To draw `k`
+# lengths that add up to `n`, cut `n` at `k - 1` random places.
+
+# %%
+from course_utils.data.collators import SpanCorruptionCollator, add_sentinels, corrupt_spans, sample_spans
+
+ids = tokenizer(sentence, add_special_tokens=False)["input_ids"]
+generator = torch.Generator().manual_seed(3)
+spans = sample_spans(len(ids), generator, noise_density=0.35, mean_span_length=2.0)
+names = ["<X>", "<Y>", "<Z>", "<W>"]
+shown, target = corrupt_spans(tokenizer.convert_ids_to_tokens(ids), spans, names)
+print(spans, "|", sum(stop - start for start, stop in spans), "of", len(ids), "tokens hidden")
+
+# %%
+teach.show(
+    figures.span_corruption(tokenizer.convert_ids_to_tokens(ids), spans, shown, target),
+    alt="A sentence with coloured spans; in the input each span is one sentinel; the target lists each "
+    "sentinel with its span and ends with one more sentinel.",
+)
+
+# %%
+teach.show_source(corrupt_spans)
+
+# %% [markdown]
+# As a collator it draws new spans at every call, from its own seeded generator. Sentinels are new tokens of the
+# vocabulary, so a model's embedding must grow with them (`model.resize_token_embeddings(len(tokenizer))`). We work on a
+# copy of the tokenizer, so that the rest of the lesson keeps the old vocabulary.
+
+# %%
+import copy
+
+t5_tokenizer = copy.deepcopy(tokenizer)
+sentinels = add_sentinels(t5_tokenizer, 20)
+t5 = SpanCorruptionCollator(t5_tokenizer, sentinels, seed=seed)
+batch = t5(rows)
+print({name: tuple(tensor.shape) for name, tensor in batch.items()})
+
+hidden = sum(int((row != -100).sum()) for row in batch["labels"])
+hidden -= int(torch.isin(batch["labels"], torch.tensor([*sentinels, t5_tokenizer.sep_token_id])).sum())
+text_tokens = sum(len(row["input_ids"]) - 2 for row in rows)
+print(f"hidden: {hidden / text_tokens:.0%} of the tokens (short sentences round)")
+assert (batch["labels"][batch["labels"] != -100] != tokenizer.pad_token_id).all() and 0.1 < hidden / text_tokens < 0.2
+
+# %% [markdown]
+# ### Stacking: tensors that are no text
+#
+# Not everything needs padding. Point clouds with a fixed number of points, images of one size, spectra: these are
+# *stacked*, key by key. A padding collator would look for `input_ids` and fail. Ours refuses ragged input with a
+# sentence that names the key, instead of an error from deep inside `torch.stack`.
+
+# %%
+from course_utils.data import load_point_clouds
+from course_utils.data.collators import StackingCollator
+
+clouds = load_point_clouds()["train"].with_format("torch")
+stack = StackingCollator()
+print({name: tuple(tensor.shape) for name, tensor in stack([clouds[i] for i in range(8)]).items()})
+try:
+    stack([clouds[0], {"points": clouds[1]["points"][:50], "label": 0}])
+except ValueError as error:
+    print("ValueError:", error)
+
+# %% [markdown]
+# ## 6 · Packing
+#
+# Length grouping needs many rows to choose from and still pads a little. For language models there is a better way: put
+# several documents into one row, one behind the other, until it is full. Three things must be right, or the documents
+# mix:
+#
+# 1. **positions** start again at 0 with every document;
+# 2. **labels**: the first token of each document is -100. The model shifts labels by one, so otherwise the last token
+# of    a document would be trained to predict the first of the next one;
+# 3. **attention**: a token may look back, but only inside its own document.
+
+# %%
+from course_utils.data.packing import PackedCollator, document_mask, pack_documents
+
+toy = pack_documents([[11, 12, 13, 14], [21, 22], [31, 32, 33]], row_length=10)
+for name, tensor in toy[0].items():
+    print(f"{name:13s}", tensor.tolist())
+
+# %% [markdown]
+# The documents are placed *first fit*: each goes into the first row that still has room. No document is cut.
+
+# %%
+documents = [ids for ids in tokenized["train"]["input_ids"]]
+packed = pack_documents(documents, row_length=64, pad_token_id=tokenizer.pad_token_id)
+real = sum(int((row["document_ids"] >= 0).sum()) for row in packed)
+share["packed"] = 1 - real / (64 * len(packed))
+print(f"{len(documents)} documents in {len(packed)} rows, padding {share['packed']:.1%}")
+assert real == sum(map(len, documents)) and share["packed"] < share["length-grouped"] + 0.02
+
+# %% [markdown]
+# The attention mask of a packed row is block diagonal. To draw it, we give every visible key the same weight.
+
+# %%
+toy = pack_documents([list(range(1, 6)), list(range(1, 10)), list(range(1, 5))], row_length=18)[0]
+isolated = (document_mask(toy["document_ids"][None])[0, 0] == 0).double()
+causal = torch.ones(18, 18).tril().double()
+weights = {"one long text": causal, "documents kept apart": isolated}
+teach.show(
+    figures.attention_masks(
+        {name: (mask / mask.sum(1, keepdim=True)).numpy() for name, mask in weights.items()}, [5, 14]
+    ),
+    alt="Two square masks of a row with three documents. Left, a full lower triangle: later documents look "
+    "at earlier ones. Right, three separate triangles on the diagonal.",
+)
+
+# %% [markdown]
+# ### The proof: packed loss = unpacked loss
+#
+# Take documents one at a time, without any padding, and average the loss over all targets. Then pack them. The two
+# numbers must be *equal*, not similar. The model is a small causal language model with Qwen3's architecture.
+# (A freshly initialised model hardly looks at its context, and a leak would be invisible. So its embeddings are scaled
+# up first: the outputs are nonsense, but they depend strongly on the context.)
+
+# %%
+from course_utils.models import load_causal_lm
+
+model = load_causal_lm(vocab_size=len(tokenizer), num_hidden_layers=2).eval()
+torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
+few = documents[:40]
+total = targets = 0
+with torch.no_grad():
+    for ids in few:
+        ids = torch.tensor([ids])
+        total += model(input_ids=ids, labels=ids).loss.double() * (ids.shape[1] - 1)
+        targets += ids.shape[1] - 1
+unpacked_loss = float(total / targets)
+
+# %%
+few_packed = pack_documents(few, row_length=64)
+
+
+def packed_loss(explicit_mask, **options):
+    batch = PackedCollator(explicit_mask)(few_packed)
+    with torch.no_grad():
+        return float(model(**batch, **options).loss)
+
+
+difference = abs(packed_loss(explicit_mask=True) - unpacked_loss)
+print(f"{targets} targets in {len(few_packed)} rows | packed = unpacked within 1e-5: {difference <= 1e-5}")
+assert difference <= 1e-5
+
+# %% [markdown]
+# `PackedCollator` passes the mask explicitly: additive, 0 where a token may look, a very negative number elsewhere.
+# Transformers can also find it out alone: positions that fall back to 0 show where documents begin. But it only looks
+# under two conditions, and does not say so when they fail. We come back to this in *What goes wrong*.
+
+# %% [markdown]
+# ## 7 · Four strategies, one table
+#
+# Now the comparison on equal terms: the same documents, the same causal language model, real training steps (forward,
+# backward, optimizer). *Useful* tokens are those that are not padding. Each strategy gets the same number of documents
+# a step, about: 32 sentences, or the rows that 32 sentences fill when packed.
+
+
+# %%
+def padded_batch(indices, width=None):
+    batch = pad_by_hand([{"input_ids": documents[i]} for i in indices], width or lengths[indices].max())
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return batch | {"labels": labels}
+
+
+packed_size = max(1, round(batch_size * len(packed) / len(documents)))
+grouped = list(LengthGroupedBatchSampler(lengths, batch_size, seed=seed))
+strategies = {
+    "pad to 64": lambda step: padded_batch(random_batches[step], 64),
+    "dynamic": lambda step: padded_batch(random_batches[step]),
+    "length-grouped": lambda step: padded_batch(grouped[step + 1]),  # [0] is the longest batch, not a typical one
+    "packed": lambda step: PackedCollator()(packed[step * packed_size :][:packed_size]),
+}
+
+# %%
+model = load_causal_lm(vocab_size=len(tokenizer), num_hidden_layers=2).train()
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+
+def train_step(batch):
+    begin = perf_counter()
+    model(**batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return perf_counter() - begin
+
+
+# %% [markdown]
+# The strategies take turns, so that a busy machine slows all of them down alike. The first round warms up.
+
+# %%
+num_rounds = 9
+useful = dict.fromkeys(strategies, 0)
+seconds = dict.fromkeys(strategies, 0.0)
+for step in range(num_rounds):
+    for name, make in strategies.items():
+        batch = make(step)
+        duration = train_step(batch)
+        if step > 0:
+            useful[name] += int((batch["labels"] != -100).sum())
+            seconds[name] += duration
+
+# %% tags=["nbval-ignore-output"]
+speed = {name: useful[name] / seconds[name] for name in strategies}
+print(f"{'strategy':16s}{'padding':>9s}{'useful tokens/s':>18s}{'against pad to 64':>20s}")
+for name in strategies:
+    print(f"{name:16s}{share[name]:9.1%}{speed[name]:18,.0f}{speed[name] / speed['pad to 64']:19.1f}x")
+assert speed["dynamic"] > speed["pad to 64"]
+assert min(speed["length-grouped"], speed["packed"]) > 1.5 * speed["pad to 64"]
+
+# %%
+teach.show(
+    figures.padding_and_speed(share, speed),
+    alt="Two bar charts. Padding is most of all positions when padding to 64, about half with dynamic "
+    "padding, a few percent with grouping and packing. Useful tokens per second rise in the same order.",
+)
+
+# %% [markdown]
+# And the same as a picture: the first batches of each strategy, token by token.
+
+
+# %%
+def document_grid(batch):
+    if "position_ids" in batch:
+        starts = (batch["position_ids"] == 0).cumsum(1) - 1
+        return starts.masked_fill((batch["input_ids"] == tokenizer.pad_token_id), -1).numpy()
+    return torch.where(batch["attention_mask"] == 1, 0, -1).numpy()
+
+
+grids = {name: [document_grid(make(step)) for step in range(2)] for name, make in strategies.items()}
+teach.show(
+    figures.token_grids(grids, 64),
+    alt="Batches as grids of tokens. Pad to 64: mostly grey. Dynamic: narrower, half grey. Length-grouped: "
+    "nearly no grey. Packed: few full rows with several documents each.",
+)
+
+# %% [markdown]
+# Which one to use?
+#
+# | strategy | use it when | mind |
+# |---|---|---|
+# | pad to max | shapes must be static (some accelerators, compiled graphs) | the waste |
+# | dynamic | small data, quick experiments | one long row widens the batch |
+# | length-grouped | classification, sequence to sequence: one label a row | batches are less random |
+# | packed | language modelling, instruction tuning: a target per token | attention mask, positions, labels |
+#
+# On long texts and with a fused attention kernel packing pulls ahead of grouping: attention then costs only the blocks
+# of the diagonal, while on a CPU the full square is computed and most of it thrown away.
+
+# %% [markdown]
+# ## 8 · Splits: what may be in the test set?
+#
+# The test score should tell how the model does on *new* data. Which data is new? Sentences from one source file
+# resemble each other: the same author, the same phrases, docstrings copied and edited. If rows are dealt out at
+# random, the test set is full of sentences whose siblings are in the training set. `load_classification` splits by
+# *file*: no file is in two splits.
+
+# %%
+has_files = "file" in data["train"].column_names
+if has_files:
+    files = {split: set(rows["file"]) for split, rows in data.items()}
+    print({split: len(names) for split, names in files.items()})
+    assert not (
+        files["train"] & files["test"] or files["train"] & files["validation"] or files["validation"] & files["test"]
+    )
+    print("files in two splits: 0")
+else:
+    print("this data set does not say where its rows come from: the next cells are skipped")
+
+# %% [markdown]
+# What would the other split have reported? Take all rows, split them both ways with the same sizes, and score two
+# simple models on TF-IDF features. The first one only copies the label of the most similar training sentence: a model
+# that does nothing but remember.
+
+# %%
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import LinearSVC
+
+
+def scores_of_split(texts, labels, is_test):
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    train_x, test_x = vectorizer.fit_transform(texts[~is_test]), vectorizer.transform(texts[is_test])
+    nearest = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(train_x, labels[~is_test])
+    similarity = 1 - nearest.kneighbors(test_x)[0][:, 0]
+    linear = LinearSVC(C=0.3).fit(train_x, labels[~is_test])
+    accuracy = {
+        "nearest neighbour": nearest.score(test_x, labels[is_test]),
+        "linear model": linear.score(test_x, labels[is_test]),
+    }
+    return accuracy, float((similarity > 0.9).mean())
+
+
+# %%
+def split_by_file(files, share, rng):
+    """Whole files in random order until the test set is full; files too big to be held out stay in training."""
+    names, counts = np.unique(files, return_counts=True)
+    held, rows = set(), 0
+    for place in rng.permutation(len(names)):
+        if counts[place] <= 0.01 * len(files) and rows < share * len(files):
+            held.add(names[place])
+            rows += counts[place]
+    return np.isin(files, list(held))
+
+
+# %%
+from datasets import concatenate_datasets
+
+leakage = {}
+if has_files:
+    everything = concatenate_datasets(list(data.values()))
+    all_texts, all_labels, all_files = (np.array(everything[name]) for name in ("text", "label", "file"))
+    rng = np.random.default_rng(seed)
+    by_file = split_by_file(all_files, 0.15, rng)
+    by_row = rng.permutation(by_file)  # as many test rows, but dealt out at random
+    leakage = {"split by row": scores_of_split(all_texts, all_labels, by_row)}
+    leakage["split by file"] = scores_of_split(all_texts, all_labels, by_file)
+    print("test rows:", by_file.sum(), by_row.sum(), "of", len(by_file))
+
+# %%
+if leakage:
+    for name, (accuracy, near) in leakage.items():
+        scores = " | ".join(f"{model_name} {value:.2f}" for model_name, value in accuracy.items())
+        print(f"{name:14s}: {scores} | test rows with a near-duplicate in training: {near:.1%}")
+    row, file = leakage["split by row"], leakage["split by file"]
+    assert row[0]["nearest neighbour"] > file[0]["nearest neighbour"] + 0.05
+    assert row[0]["linear model"] > file[0]["linear model"] + 0.03 and row[1] > file[1]
+
+# %%
+if leakage:
+    models = list(leakage["split by row"][0])
+    values = {name: {split: scores[0][name] for split, scores in leakage.items()} for name in models}
+    teach.show(
+        figures.grouped_bars(values, "test accuracy"),
+        alt="Test accuracy of two models under both splits. The split by row reports clearly more for both, "
+        "most for the nearest neighbour.",
+    )
+
+# %% [markdown]
+# The difference is not skill. It is memory, and on a new file it is gone. Near-duplicates had already been removed when
+# the corpus was made, so this is what remains after the usual cleaning. The rule: **split by the unit that will be new
+# in use**. New files here; new patients in medicine; new users in recommendation; later dates in anything that drifts.
+
+# %% [markdown]
+# ## 9 · What pretraining buys
+#
+# Labels are expensive, text is not. Masked language modelling turns text into a training signal: to guess a hidden word
+# the encoder must learn what words mean and what goes together. Is that worth anything for the ten libraries?
+#
+# To fit into this lesson everything is small: a vocabulary of 3,000, one layer, width 48. It is trained on 40,000
+# paragraphs and the 12,000 sentences, *without their labels*, with the length-grouped sampler of section 4 and the
+# collator of section 5. 30% of the tokens are hidden: more targets a step than BERT's 15%, which pays for small models.
+
+# %%
+from course_utils.data import load_language_modelling
+from course_utils.models import load_masked_lm, train_tokenizer
+
+paragraphs = load_language_modelling(source)["train"]
+corpus = list(paragraphs["text"][:40_000]) + texts
+small_tokenizer = train_tokenizer(corpus, vocab_size=3000)
+encoded = small_tokenizer(corpus, truncation=True, max_length=32)["input_ids"]
+print(f"{len(encoded)} texts, {sum(map(len, encoded)) / 1e6:.1f} million tokens")
+
+# %%
+SMALL = dict(vocab_size=3000, num_hidden_layers=1, hidden_size=48, intermediate_size=96, num_attention_heads=2)
+NO_DROPOUT = dict(attention_dropout=0.0, embedding_dropout=0.0, mlp_dropout=0.0)  # one pass over much text: no need
+torch.manual_seed(seed)
+masked_lm = load_masked_lm(**SMALL, **NO_DROPOUT)
+random_encoder = copy.deepcopy(masked_lm.model)  # the same encoder before training, to compare with
+print(f"{sum(p.numel() for p in masked_lm.parameters()):,} parameters")
+
+# %% [markdown]
+# One saving is worth knowing. Only the masked positions have a target, so the scores over the whole vocabulary, the
+# most expensive matrix product of a small model, are needed only there.
+
+
+# %%
+def masked_loss(model, batch):
+    chosen = batch["labels"] != -100
+    hidden = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    logits = model.decoder(model.head(hidden[chosen]))  # (targets, vocabulary) instead of (B, T, vocabulary)
+    return torch.nn.functional.cross_entropy(logits, batch["labels"][chosen])
+
+
+mlm_rows = [{"input_ids": ids} for ids in encoded]
+mlm_collate = DataCollatorForLanguageModeling(small_tokenizer, mlm_probability=0.3, seed=seed)
+batch = mlm_collate(mlm_rows[:64])
+masked_lm.eval()
+with torch.no_grad():
+    difference = abs(masked_lm(**batch).loss - masked_loss(masked_lm, batch))
+print("same loss as the model's own, within 1e-5:", bool(difference <= 1e-5))
+assert difference <= 1e-5
+
+# %%
+from torch.utils.data import DataLoader
+
+from course_utils.training.schedules import make_scheduler
+
+mlm_sampler = LengthGroupedBatchSampler([len(ids) for ids in encoded], 64, seed=seed)
+loader = DataLoader(mlm_rows, batch_sampler=mlm_sampler, collate_fn=mlm_collate)
+optimizer = torch.optim.AdamW(masked_lm.parameters(), lr=5e-3, weight_decay=0.01, fused=True)
+scheduler = make_scheduler(optimizer, "linear", max(1, max_steps // 10), max_steps)
+
+
+def endless(loader, sampler):
+    while True:
+        yield from loader
+        sampler.set_epoch(sampler.epoch + 1)
+
+
+# %%
+masked_lm.train()
+losses = []
+for _, batch in zip(range(max_steps), endless(loader, mlm_sampler), strict=False):
+    loss = masked_loss(masked_lm, batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(masked_lm.parameters(), 1.0)
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+    losses.append(loss.item())
+print(f"first loss {losses[0]:.1f} nats; a uniform guess over the vocabulary costs {np.log(3000):.1f}")
+
+# %% tags=["nbval-ignore-output"]
+print(f"mean of the last steps: {np.mean(losses[-50:]):.2f} nats after {len(losses)} steps")
+assert np.mean(losses[-50:]) < losses[0]
+
+# %% [markdown]
+# ### A linear probe
+#
+# How much did the encoder learn *about the task* without seeing a label? Freeze it, average its last hidden states over
+# each sentence, and train nothing but a logistic regression on these 48 numbers, with 2,000 labels. The random encoder
+# is a serious opponent: its features are a random projection of the words in the sentence, and words tell a lot.
+
+
+# %%
+@torch.no_grad()
+def sentence_features(encoder, texts):
+    encoder.eval()
+    ids = small_tokenizer(texts, truncation=True, max_length=32)["input_ids"]
+    order = np.argsort([len(row) for row in ids], kind="stable")  # length grouping helps inference too
+    features = np.zeros((len(ids), encoder.config.hidden_size), np.float32)
+    for start in range(0, len(order), 100):
+        places = order[start : start + 100]
+        batch = small_tokenizer.pad({"input_ids": [ids[i] for i in places]}, return_tensors="pt")
+        mask = batch["attention_mask"][..., None]
+        features[places] = (encoder(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+    return features
+
+
+# %%
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+test = data["test"] if len(data["test"]) <= 2500 else data["test"].select(range(2500))
+train_labels, test_labels = np.array(data["train"]["label"][:2000]), np.array(test["label"])
+
+
+def probe(encoder):
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    model.fit(sentence_features(encoder, texts[:2000]), train_labels)
+    return model.predict(sentence_features(encoder, list(test["text"]))) == test_labels
+
+
+right = {"random": probe(random_encoder), "pretrained": probe(masked_lm.model)}
+
+# %% [markdown]
+# Both probes are tested on the same sentences, so the uncertainty of their *difference* comes from the sentences on
+# which they disagree. We draw the test set anew a thousand times (bootstrap; lesson 04) and take the middle 95%.
+
+# %% tags=["nbval-ignore-output"]
+majority = float(np.mean(test_labels == np.bincount(train_labels).argmax()))
+gain = right["pretrained"].astype(float) - right["random"]
+rng = np.random.default_rng(seed)
+low, high = np.percentile([rng.choice(gain, len(gain)).mean() for _ in range(1000)], [2.5, 97.5])
+accuracy = {name: float(values.mean()) for name, values in right.items()}
+print(
+    f"majority class {majority:.3f} | random encoder {accuracy['random']:.3f} | pretrained {accuracy['pretrained']:.3f}"
+)
+print(f"gain {gain.mean():+.3f}, 95% interval {low:+.3f} to {high:+.3f}")
+if max_steps >= 1000 and source == "local":
+    assert low > 0 and accuracy["random"] > majority
+else:
+    print("run too short, or on other data: no verdict")
+
+# %%
+teach.show(
+    figures.grouped_bars({"linear probe, 2,000 labels": {"majority class": majority, **accuracy}}, "test accuracy"),
+    alt="Three bars of test accuracy in a linear probe: the majority class is lowest, features of a random "
+    "encoder follow, those of the pretrained encoder are highest.",
+)
+
+# %% [markdown]
+# ### The full experiment
+#
+# The honest question is larger: does it help when the whole model is *fine-tuned*, and does it still help when labels
+# are plenty? That takes many minutes, so it is a benchmark (`make bench`, file `bench/bench_pretraining.py`): the
+# course's four-layer encoder, pretrained on all running text, against the same encoder from random weights, with 2,000
+# and with 12,000 labels. If its results are there, the next cell shows what it measured, and where.
+
+# %%
+import json
+
+import course_utils
+
+report_file = Path(course_utils.__file__).parents[1] / "bench" / "results" / "pretraining.json"
+report = json.loads(report_file.read_text()) if report_file.exists() else None
+if report is None:
+    print("not measured on this machine yet: run `make bench`")
+else:
+    print(report["machine"], "|", report["pretraining"])
+    for run in report["results"]:
+        print(
+            f"{run['task']:13s}{run['labels']:7,} labels | {run['start']:10s} | seed {run['seed']} | accuracy {run['accuracy']:.3f}"
+        )
+
+# %%
+if report:
+    settings = list(dict.fromkeys((run["task"], run["labels"]) for run in report["results"]))
+    means, spread = {}, {}
+    for task, labels in settings:
+        runs = [run for run in report["results"] if (run["task"], run["labels"]) == (task, labels)]
+        by_start = {
+            start: [run["accuracy"] for run in runs if run["start"] == start] for start in ("random", "pretrained")
+        }
+        name = f"{task}\n{labels:,} labels"
+        means[name] = {f"{start} start": float(np.mean(values)) for start, values in by_start.items()}
+        spread[name] = {f"{start} start": float(np.ptp(values)) / 2 for start, values in by_start.items()}
+    teach.show(
+        figures.grouped_bars(means, "test accuracy", spread),
+        alt="Test accuracy from random and from pretrained weights for a linear probe and for fine-tuning with "
+        "few and many labels, with the spread over seeds.",
+    )
+
+# %% [markdown]
+# Read it as a rule of thumb: pretraining replaces labels. It shows most where the encoder cannot adapt (the probe),
+# less with few labels, and with many labels on a narrow task there may be nothing left to gain, because the labels
+# already teach what the task needs. Large public encoders are another matter: they have read a million times more than
+# this one.
+
+# %% [markdown]
+# ## What goes wrong
+#
+# Three mistakes that raise no error. Each is planted here, measured, and caught by a check that costs one line.
+#
+# ### 1 · Padding that is a target: -100 forgotten
+#
+# `labels = input_ids` is correct until the batch has padding. Then the model is also trained to write `[PAD]` after
+# `[PAD]`, which is easy. The loss falls beautifully.
+
+
+# %%
+def train_padded(forget, num_steps=30):
+    torch.manual_seed(seed)
+    model = load_causal_lm(vocab_size=len(tokenizer), num_hidden_layers=1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(num_steps):
+        batch = padded_batch(random_batches[step][:16], 64)
+        if forget:
+            batch["labels"] = batch["input_ids"].clone()  # the bug
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    held_out = padded_batch(random_batches[-2], 64)
+    with torch.no_grad():
+        return loss.item(), float(model.eval()(**held_out).loss)
+
+
+# %%
+reported, true = train_padded(forget=False)
+reported_bug, true_bug = train_padded(forget=True)
+
+# %% tags=["nbval-ignore-output"]
+print(f"correct: reported {reported:.2f}, on real tokens of held-out text {true:.2f}")
+print(f"bug:     reported {reported_bug:.2f}, on real tokens of held-out text {true_bug:.2f}")
+assert reported_bug < reported - 2, "the reported loss should look much better"
+assert true_bug > true, "and the model should be worse"
+
+# %% [markdown]
+# The run with the bug *reports* a far lower loss and *is* worse: most of its targets were padding. A second, quieter
+# form: many language-model tokenizers have no padding token, so people set it to the end token, and then mask labels by
+# `input_ids == pad_token_id`. That removes every real end token, and the model never learns to stop. Mask by
+# `attention_mask`. The check:
+
+
+# %%
+def check_labels(batch):
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all(), "padding is a target"
+    kept = batch["labels"] != -100
+    assert kept.any(1).all(), "a row without any target"
+
+
+check_labels(padded_batch(random_batches[0]))
+broken = padded_batch(random_batches[0], 64)
+broken["labels"] = broken["input_ids"]
+try:
+    check_labels(broken)
+except AssertionError as error:
+    print("caught:", error)
+
+# %% [markdown]
+# ### 2 · Packed documents that see each other
+#
+# Transformers recognises packed rows by `position_ids` that restart, but only if it is given no `attention_mask` *and*
+# builds no key-value cache. Most configurations say `use_cache=True`. Then nothing is isolated, and nothing is said.
+# The same happens with a mask of ones, which a padding collator adds. And a *boolean* block mask, right for one
+# attention implementation, is silently useless in another ("eager" adds it to the scores as 0 and 1).
+
+# %%
+ones = torch.ones(len(few_packed), 64, dtype=torch.int64)
+ids_of_documents = torch.stack([row["document_ids"] for row in few_packed])
+boolean = document_mask(ids_of_documents) == 0
+torch.manual_seed(seed)
+model = load_causal_lm(vocab_size=len(tokenizer), num_hidden_layers=2).eval()
+torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
+eager = copy.deepcopy(model)
+eager.set_attn_implementation("eager")
+
+ways = {
+    "explicit mask": (model, PackedCollator(True), {}),
+    "explicit mask, eager": (eager, PackedCollator(True), {}),
+    "positions, no cache": (model, PackedCollator(False), {"use_cache": False}),
+    "positions, use_cache=True": (model, PackedCollator(False), {"use_cache": True}),
+    "positions, mask of ones": (model, PackedCollator(False), {"use_cache": False, "attention_mask": ones}),
+    "boolean mask, eager": (eager, PackedCollator(False), {"use_cache": False, "attention_mask": boolean}),
+}
+
+# %% [markdown]
+# The test that needs no reference loss: change the first document of a row and look at the logits of the others. They
+# must not move.
+
+
+# %%
+def leak(model, collate, options):
+    """Largest change of a logit outside the first document of each row when that document is changed."""
+    batch = collate(few_packed)
+    first = torch.stack([row["document_ids"] == 0 for row in few_packed])
+    changed = batch | {"input_ids": torch.where(first, 7, batch["input_ids"])}
+    with torch.no_grad():
+        moved = (model(**batch, **options).logits - model(**changed, **options).logits).abs().amax(-1)
+    return float(moved[~first].max())
+
+
+# %%
+leaks = {name: leak(*way) for name, way in ways.items()}
+for name, amount in leaks.items():
+    print(f"{name:27s} {'isolated' if amount <= 1e-5 else 'LEAKS'}")
+safe = ["explicit mask", "explicit mask, eager", "positions, no cache"]
+assert all((amount <= 1e-5) == (name in safe) for name, amount in leaks.items())
+
+# %% [markdown]
+# (`load_causal_lm` sets `use_cache=False` in its configuration for this reason.) So pass the mask explicitly, or run
+# this test once on your own model and attention implementation. On a GPU with FlashAttention the mask is replaced by
+# `cu_seqlens`, the places where documents begin; `DataCollatorWithFlattening` makes those. It was not run here.
+#
+# ### 3 · A split by row
+#
+# Planted and measured in section 8: the same models on the same rows report more when siblings of the test rows are in
+# the training set. The check is a set intersection, over whatever identifies the origin of a row:
+
+
+# %%
+def check_split(splits, column):
+    seen = {}
+    for split, rows in splits.items():
+        for value in set(rows[column]):
+            assert seen.setdefault(value, split) == split, f"a {column} is in {seen[value]} and in {split}"
+
+
+if has_files:
+    check_split(data, "file")
+    mixed = everything.train_test_split(test_size=0.15, seed=seed)  # deals out rows
+    try:
+        check_split(mixed, "file")
+    except AssertionError as error:
+        print("caught:", error)
+
+# %% [markdown]
+# ## Exercises
+#
+# ### 02.1 · Label masking
+#
+# In instruction tuning the model should learn to write the answer, not the question. Given a padded batch and the
+# number of prompt tokens of each row, make the labels: -100 on padding and on the prompt, the token id elsewhere.
+# Padding is on the right. Careful: the padding id may also occur as a real token.
+
+
+# %%
+def mask_labels(input_ids, attention_mask, prompt_lengths):
+    """(B, L), (B, L), (B,) tensors -> labels (B, L); input_ids stays as it is."""
+    ...
+
+
+# %%
+teach.check("02.1", mask_labels)
+
+# %% [markdown]
+# <details><summary>Stuck?</summary>
+#
+# `teach.show_hint("02.1")` gives a hint, `teach.show_solution("02.1")` the solution.
+#
+# </details>
+#
+# ### 02.2 · Span corruption
+#
+# Given token ids, spans (half open, in order) and sentinel ids, return the pair of lists `(inputs, targets)` as T5
+# wants them. Targets end with one more sentinel.
+
+
+# %%
+def corrupt(ids, spans, sentinels):
+    """Lists; spans are (start, stop) pairs; -> (inputs, targets)."""
+    ...
+
+
+# %%
+teach.check("02.2", corrupt)
+
+# %% [markdown]
+# <details><summary>Stuck?</summary>
+#
+# `teach.show_hint("02.2")` gives a hint, `teach.show_solution("02.2")` the solution.
+#
+# </details>
+#
+# ### 02.3 · A length-grouped batch sampler
+#
+# The heart of section 4. `order` is the shuffled list of indices. Cut it into megabatches of `megabatch * batch_size`
+# indices, sort each by length, longest first (equal lengths keep their order), and cut it into batches. Return the
+# batches in that order; the last ones may be smaller.
+
+
+# %%
+def group_batches(lengths, order, batch_size, megabatch):
+    """-> list of lists of indices."""
+    ...
+
+
+# %%
+teach.check("02.3", group_batches)
+
+# %% [markdown]
+# <details><summary>Stuck?</summary>
+#
+# `teach.show_hint("02.3")` gives a hint, `teach.show_solution("02.3")` the solution.
+#
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# - Tokenise once, with `map(batched=True)`; Arrow tables are memory-mapped; streams shuffle only within a buffer.
+# - Padding changes nothing in the result and costs time. A batch is as wide as its longest row.
+# - Length grouping and packing remove nearly all padding. Packing needs positions, labels *and* a mask.
+# - Collators run at every step: random masks, spans and widths belong there.
+# - -100 is what the loss skips. Check it by the attention mask, not by a token id.
+# - Split by the unit that will be new in use.
+# - Pretraining replaces labels: measure it where labels are few.
+#
+# > **You may see** `Trainer(tokenizer=...)`: it is now `processing_class=`. `as_target_tokenizer()` became
+# > `tokenizer(text_target=...)`. Loading scripts (`load_dataset("my_script.py")`) are gone: data sets are parquet
+# > files.
+
+# %% [markdown]
+# ## Quiz
+#
+# **1.** Dynamic padding, batch size 32, or the same data with batch size 8: which wastes a larger share on padding?
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Batch size 32. Each batch is as wide as its longest row, and the longest of 32 random rows is longer, on average, than
+# the longest of 8.
+#
+# </details>
+
+# %% [markdown]
+# **2.** Why are 10% of the targets in masked language modelling left unchanged?
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# So that the encoder cannot take an unmasked token on trust or ignore it: any position may be asked for. Together with
+# the random tokens this also narrows the gap to later use, where no `[MASK]` ever occurs.
+#
+# </details>
+
+# %% [markdown]
+# **3.** Your packed run's loss is a little *lower* than the unpacked one. Good news?
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# No. On the same documents and weights it must be equal. Either documents see each other (context that will not be
+# there in use), or the targets differ: -100 on each document's first token is missing, or padding is counted.
+#
+# </details>
+
+# %% [markdown]
+# **4.** You have five sentences from each of 2,000 patients and want to predict a diagnosis. How do you split?
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# By patient: all five sentences of a patient go into one split. In use the patients are new, so the test patients must
+# be.
+#
+# </details>
+
+# %% [markdown]
+# ## Next
+#
+# Lesson 03 hands the loop of lesson 01 and the collators of this one to `Trainer`, and looks inside while it works.
