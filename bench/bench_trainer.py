@@ -4,26 +4,29 @@
     python bench/bench_trainer.py --steps 100 --rounds 9
     python bench/bench_trainer.py --device cuda
 
-Both train the same model on the same rows with the same optimizer kernel; they take turns in every round and the median
-counts. The Trainer neither logs, evaluates nor saves: what is left is its bookkeeping around each step.
+Both train the same model on the same rows in the same order with the same optimizer kernel. They take turns; the time
+between the ends of two steps is noted and the median counts, so setting up is left out. The Trainer neither logs,
+evaluates nor saves: what is left is its bookkeeping around each step.
 """
 
 import argparse
+import itertools
 import os
 import platform
+import statistics
 import tempfile
+import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from transformers import default_data_collator, set_seed
+from transformers import TrainerCallback, default_data_collator, set_seed
 
 from course_utils import teach
 from course_utils.models import load_classifier
 from course_utils.training.loop import LoopConfig, ShuffledBatches, train
 from course_utils.training.optim import parameter_groups
 from course_utils.training.settings import quiet_trainer
-from course_utils.training.timing import interleaved_medians
 
 MODELS = {
     "1 layer x 64 (0.5M)": {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64},
@@ -37,28 +40,43 @@ def make_rows(count, length=24):
     return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": torch.tensor(3)} for row in tokens]
 
 
-def make_runs(sizes, rows, steps, device, folder):
-    """Two functions that each train ``steps`` steps, set-up included in neither model's favour."""
+class Clock(TrainerCallback):
+    """The time at the end of every optimizer step."""
 
-    def with_trainer():
-        set_seed(0)
-        trainer = quiet_trainer(
-            load_classifier(10, **sizes),
-            folder,
-            rows,
-            max_steps=steps,
-            per_device_train_batch_size=32,
-            use_cpu=device == "cpu",
-        )
-        trainer.train()
+    def __init__(self):
+        self.times = []
 
-    def with_loop():
-        set_seed(0)
-        model = load_classifier(10, **sizes).to(device)
-        optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=5e-5, fused=True)
-        train(model, ShuffledBatches(rows, 32, default_data_collator), optimizer, LoopConfig(max_steps=steps))
+    def on_step_end(self, *args, **kwargs):
+        self.times.append(time.perf_counter())
 
-    return {"loop": with_loop, "Trainer": with_trainer}
+
+def steps_of_trainer(sizes, rows, count, device, folder):
+    """Seconds of each step but the first."""
+    set_seed(0)
+    clock = Clock()
+    trainer = quiet_trainer(
+        load_classifier(10, **sizes),
+        folder,
+        rows,
+        callbacks=[clock],
+        max_steps=count,
+        per_device_train_batch_size=32,
+        train_sampling_strategy="sequential",
+        use_cpu=device == "cpu",
+    )
+    trainer.train()
+    return [after - before for before, after in itertools.pairwise(clock.times)]
+
+
+def steps_of_loop(sizes, rows, count, device):
+    """Seconds of each step but the first."""
+    set_seed(0)
+    model = load_classifier(10, **sizes).to(device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=5e-5, fused=True)
+    batches = ShuffledBatches(rows, 32, default_data_collator, shuffle=False)
+    times = []
+    train(model, batches, optimizer, LoopConfig(count), on_step=lambda record: times.append(time.perf_counter()))
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 def main():
@@ -74,9 +92,11 @@ def main():
     rows = make_rows(640)
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in MODELS.items():
-            runs = make_runs(sizes, rows, settings.steps, settings.device, folder)
-            seconds = interleaved_medians(runs, settings.rounds, warmup=1)
-            loop, trainer = (1e3 * seconds[key] / settings.steps for key in ("loop", "Trainer"))
+            of_loop, of_trainer = [], []
+            for _ in range(settings.rounds):
+                of_loop += steps_of_loop(sizes, rows, settings.steps, settings.device)
+                of_trainer += steps_of_trainer(sizes, rows, settings.steps, settings.device, folder)
+            loop, trainer = 1e3 * statistics.median(of_loop), 1e3 * statistics.median(of_trainer)
             print(f"{name:24} {loop:6.1f} ms {trainer:6.1f} ms {trainer / loop:7.2f}")
 
 

@@ -219,41 +219,51 @@ print("final weights equal, bit for bit:", all(torch.equal(a, b) for a, b in pai
 # ### What does the convenience cost?
 #
 # The Trainer does bookkeeping around each step: callbacks, control flags, a check for NaN, memory and FLOP counters.
-# We time both on the tiny model, where a fixed cost per step weighs most, in alternating rounds, and compare medians.
-# `make bench` repeats this with more rounds and a larger model.
+# We note the time after every step of both, on the tiny model, where a fixed cost per step weighs most. Same rows, same
+# order; the two take turns, and the median step counts. `make bench` repeats this with more rounds and a larger model.
 
 # %%
+import itertools
 import statistics
 import time
 
 
-def seconds_of_trainer(steps):
-    trainer = quiet_trainer(
-        tiny_model(), scratch.name, few_rows, data_collator=collate, max_steps=steps, per_device_train_batch_size=32
-    )
-    start = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - start
+class Clock(TrainerCallback):
+    """The time at the end of every optimizer step."""
+
+    def __init__(self):
+        self.times = []
+
+    def on_step_end(self, *args, **kwargs):
+        self.times.append(time.perf_counter())
 
 
-def seconds_of_loop(steps):
-    model = tiny_model().to(trainer.args.device)
+def steps_of_trainer(count):
+    clock = Clock()
+    options = {"per_device_train_batch_size": 32, "train_sampling_strategy": "sequential", "callbacks": [clock]}
+    quiet_trainer(tiny_model(), scratch.name, few_rows, data_collator=collate, max_steps=count, **options).train()
+    return [after - before for before, after in itertools.pairwise(clock.times)]
+
+
+# %%
+def steps_of_loop(count):
+    model = tiny_model().to("cuda" if torch.cuda.is_available() else "cpu")  # where the Trainer puts it
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=5e-5, fused=True)
-    batches = ShuffledBatches(few_rows, 32, collate, seed=seed)
-    start = time.perf_counter()
-    train(model, batches, optimizer, LoopConfig(max_steps=steps))
-    return time.perf_counter() - start
+    batches = ShuffledBatches(few_rows, 32, collate, shuffle=False)
+    times = []
+    train(model, batches, optimizer, LoopConfig(count), on_step=lambda record: times.append(time.perf_counter()))
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 # %% tags=["nbval-ignore-output"]
-rounds = [(seconds_of_trainer(30), seconds_of_loop(30)) for _ in range(3)]
-of_trainer, of_loop = (statistics.median(column) / 30 * 1e3 for column in zip(*rounds, strict=True))
+rounds = [(steps_of_trainer(30), steps_of_loop(30)) for _ in range(3)]
+of_trainer, of_loop = (1e3 * statistics.median(sum(column, [])) for column in zip(*rounds, strict=True))
 print(f"per step: loop {of_loop:.1f} ms, Trainer {of_trainer:.1f} ms, ratio {of_trainer / of_loop:.2f}")
 assert 0.3 < of_trainer / of_loop < 5  # a guard against nonsense, not a promise: the machine may be busy
 
 # %% [markdown]
-# The difference is a few milliseconds per step at most. On a model whose step takes 200 ms nobody can see it. If your
-# Trainer run is slow, look at padding (lesson 02), data loading and logging before you blame the Trainer.
+# The cost is fixed: it does not grow with the model, so on a step of 200 ms nobody can see it. If your Trainer run is
+# slow, look at padding (lesson 02), data loading and logging before you blame the Trainer.
 
 # %% [markdown]
 # ## 3 · A look inside: which method is called when
@@ -1062,6 +1072,7 @@ def weighted_run(rows, **settings):
         max_steps=10,
         logging_steps=1,
         learning_rate=1e-3,
+        use_cpu=True,  # the comparison is bitwise
         **settings,
     )
     trainer.train()
@@ -1170,6 +1181,7 @@ def overfit(folder, **settings):
         lr_scheduler_type="constant",
         eval_strategy="steps",
         eval_steps=5,
+        use_cpu=True,
         seed=seed,
         **settings,
     )
@@ -1352,8 +1364,8 @@ def differing_settings(first, second): ...
 teach.check("03.2", differing_settings)
 
 # %% [markdown]
-# Now use it. Here are two runs of the same program. Their first two losses are equal and from the third on they
-# differ. Which setting is it, and why does it take until the third loss? (The quiz below has the answer.)
+# Now use it. Here are two runs of the same program. Their first two losses agree and from the third on they differ.
+# Which setting is it, and why does it take until the third loss? (The quiz below has the answer.)
 
 
 # %%
@@ -1376,7 +1388,7 @@ def mystery(name, **secret):
 hidden = bytes.fromhex("6164616d5f6265746132").decode()  # no peeking: your function will find it
 runs = [mystery("first"), mystery("second", **{hidden: 0.9})]
 pairs = zip(logged(runs[0], "loss"), logged(runs[1], "loss"), strict=True)
-print("equal losses, step by step:", [a == b for a, b in pairs])
+print("losses agree to 1e-5, step by step:", [abs(a - b) < 1e-5 for (_, a), (_, b) in pairs])
 print("your answer:", differing_settings(runs[0].args, runs[1].args))
 
 # %% [markdown]
