@@ -838,7 +838,8 @@ teach.show_source(save_checkpoint)
 
 # %% [markdown]
 # Now for real. `course_utils/recipes/train_by_hand.py` is this lesson as a program; here with a tiny model. It is
-# started as a process of its own, and killed with `SIGKILL`: no clean-up, no last words.
+# started twice, side by side, with the same seed. One process runs to its end. The other gets `SIGKILL`: no clean-up,
+# no last words.
 
 # %%
 import os
@@ -846,51 +847,49 @@ import signal
 import subprocess
 import sys
 
-settings = ["--source", "local", "--max_steps", "30", "--save_every", "5", "--log_every", "1", "--batch_size", "8"]
-settings += ["--hidden_size", "32", "--num_hidden_layers", "1", "--seed", str(seed), "--folder"]
+program = [sys.executable, "-m", "course_utils.recipes.train_by_hand", "--source", "local", "--seed", str(seed)]
+program += ["--max_steps", "30", "--save_every", "5", "--log_every", "1", "--batch_size", "8"]
+program += ["--hidden_size", "32", "--num_hidden_layers", "1", "--folder"]
+one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # another number of threads splits sums in another way
 
 
-def start_and_kill(folder, step):
-    """Start the program, read what it prints until it reports the step, kill it there; returns how it ended."""
-    command = [sys.executable, "-m", "course_utils.recipes.train_by_hand", *settings, folder]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here: sums are split the same way
-    with subprocess.Popen(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith(f"step {step} "):
-                os.kill(process.pid, signal.SIGKILL)
-    return process.returncode
+def start(folder):
+    return subprocess.Popen([*program, folder], env=one_thread, stdout=subprocess.PIPE, text=True)
+
+
+def kill_at(process, step):
+    """Read what the program prints until it reports the step, then kill it; returns how it ended."""
+    for line in process.stdout:
+        if line.startswith(f"step {step} "):
+            os.kill(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 # %%
 scratch = tempfile.TemporaryDirectory()
 whole, killed = (str(Path(scratch.name, name)) for name in ("whole", "killed"))
-print("ended by SIGKILL:", start_and_kill(killed, step=13) == -signal.SIGKILL)
+undisturbed, victim = start(whole), start(killed)
+print("ended by SIGKILL:", kill_at(victim, step=13) == -signal.SIGKILL)
 saved = int(latest_checkpoint(killed).name.removeprefix("step-"))
 print("its newest checkpoint lies between step 5 and the end:", 5 <= saved < 30)
 
 # %% [markdown]
-# The same program with the same settings, called from this notebook: once on the folder that the killed process left
-# behind, once on an empty one. The second run is the uninterrupted one.
+# The same command once more, on the folder that the killed process left behind. It finds the checkpoint and goes on.
 
 # %%
-import contextlib
-import io
+import json
 
-from course_utils.recipes import train_by_hand
-
-results = {}
-for folder in (killed, whole):
-    with contextlib.redirect_stdout(io.StringIO()):
-        results[folder] = train_by_hand.main([*settings, folder])
-
-steps_here = results[killed]["steps_in_this_process"]
-print("the resumed run started at the checkpoint:", steps_here == 30 - saved)
-print("the uninterrupted run made 30 steps:", results[whole]["steps_in_this_process"] == 30)
+resumed = start(killed)
+for process in (resumed, undisturbed):
+    process.communicate()
+results = [json.loads(Path(folder, "result.json").read_text()) for folder in (killed, whole)]
+steps_made = [result["steps_in_this_process"] for result in results]
+print("resumed run: the rest only. Uninterrupted run: all 30 steps:", steps_made == [30 - saved, 30])
 
 # %%
 weights = [(latest_checkpoint(run) / "model.safetensors").read_bytes() for run in (whole, killed)]
 print("final weights bitwise equal:", weights[0] == weights[1])
-assert weights[0] == weights[1] and 0 < steps_here < 30
+assert weights[0] == weights[1] and steps_made == [30 - saved, 30]
 scratch.cleanup()
 
 # %% [markdown]
