@@ -1193,7 +1193,7 @@ def overfit(folder, **settings):
 reference = overfit("reference")
 evaluations = logged(reference, "eval_loss")
 best_step = min(evaluations, key=lambda entry: entry[1])[0]
-save_steps = 5 * next(k for k in (2, 3, 4, 5, 7) if (best_step // 5) % k)  # never saves the best step
+save_steps = best_step + 5  # a multiple of eval_steps, one evaluation too late
 planted = overfit(
     "planted", save_strategy="steps", save_steps=save_steps, load_best_model_at_end=True, metric_for_best_model="loss"
 )
@@ -1386,7 +1386,7 @@ def mystery(name, **secret):
 
 
 hidden = bytes.fromhex("6164616d5f6265746132").decode()  # no peeking: your function will find it
-runs = [mystery("first"), mystery("second", **{hidden: 0.9})]
+runs = [mystery("first"), mystery("second", **{hidden: 0.5})]
 pairs = zip(logged(runs[0], "loss"), logged(runs[1], "loss"), strict=True)
 print("losses agree to 1e-5, step by step:", [abs(a - b) < 1e-5 for (_, a), (_, b) in pairs])
 print("your answer:", differing_settings(runs[0].args, runs[1].args))
