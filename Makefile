@@ -10,7 +10,8 @@ export OMP_WAIT_POLICY := PASSIVE
 course: data        ## execute every lesson into build/executed/
 	@$(RUN) course_utils.teach.run_course
 test: data          ## everything CI runs
-	@$(RUN) pytest --nbval --nbval-current-env --nbval-cell-timeout 300 -n $(WORKERS) --dist loadfile
+	@$(RUN) pytest --nbval --nbval-current-env --nbval-cell-timeout 300 \
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
 lab: data           ## JupyterLab on notebooks/
 	@$(RUN) jupyterlab notebooks
 slides: setup       ## build/slides/*.html

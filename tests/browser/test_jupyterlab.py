@@ -44,7 +44,7 @@ def test_lesson_01_runs_through(browser, lab, tmp_path):
     wait_until(lambda: kernel_states(lab) == ["idle"], 60, "the kernel did not start", page)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    wait_until(lambda: has_ended(page, lab, notebook), 300, "the lesson did not run to its end", page)
+    wait_until(lambda: has_ended(page, lab, notebook), 600, "the lesson did not run to its end", page)
     page.screenshot(path=tmp_path / "lesson_01.png")
 
     assert page.locator(".jp-InputPrompt", has_text="[*]").count() == 0
