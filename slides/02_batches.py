@@ -317,9 +317,9 @@ teach.show(
 # - text without labels becomes a training signal: guess hidden words
 # - freeze the encoder, train a **linear probe** on 2,000 labels
 # - pretrained features beat random ones; the notebook gives the interval
-# - with many labels on a narrow task, little is left to gain
+# - fine-tuning: compare the gain with the **spread over seeds**
 #
-# > Pretraining replaces labels.
+# > Pretraining shows first where labels cannot teach: in frozen features.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The notebook pretrains for half a minute and shows the probe with a bootstrap interval. The full experiment,

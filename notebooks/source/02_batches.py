@@ -947,10 +947,11 @@ if report:
     )
 
 # %% [markdown]
-# Read it as a rule of thumb: pretraining replaces labels. It shows most where the encoder cannot adapt (the probe),
-# less with few labels, and with many labels on a narrow task there may be nothing left to gain, because the labels
-# already teach what the task needs. Large public encoders are another matter: they have read a million times more than
-# this one.
+# How to read such a table. In the probe the encoder cannot adapt: what it does not know already, the labels cannot teach
+# it, so that is where pretraining shows first. In fine-tuning the labels teach too. Before believing a difference there,
+# compare it with the spread over seeds (the error bars): with short pretraining the two are of the same size. With many
+# labels on a narrow task there may be nothing left to gain. Large public encoders are another matter: they have read
+# many thousand times more text than this one.
 
 # %% [markdown]
 # ## What goes wrong
@@ -1170,7 +1171,7 @@ teach.check("02.3", group_batches)
 # - Collators run at every step: random masks, spans and widths belong there.
 # - -100 is what the loss skips. Check it by the attention mask, not by a token id.
 # - Split by the unit that will be new in use.
-# - Pretraining replaces labels: measure it where labels are few.
+# - Pretraining shows in the features first; in fine-tuning compare its gain with the spread over seeds.
 #
 # > **You may see** `Trainer(tokenizer=...)`: it is now `processing_class=`. `as_target_tokenizer()` became
 # > `tokenizer(text_target=...)`. Loading scripts (`load_dataset("my_script.py")`) are gone: data sets are parquet
