@@ -947,11 +947,11 @@ if report:
     )
 
 # %% [markdown]
-# How to read such a table. In the probe the encoder cannot adapt: what it does not know already, the labels cannot teach
-# it, so that is where pretraining shows first. In fine-tuning the labels teach too. Before believing a difference there,
-# compare it with the spread over seeds (the error bars): with short pretraining the two are of the same size. With many
-# labels on a narrow task there may be nothing left to gain. Large public encoders are another matter: they have read
-# many thousand times more text than this one.
+# How to read such a table. In the probe the encoder cannot adapt: what it does not know already, the labels cannot
+# teach it, so that is where pretraining shows first. In fine-tuning the labels teach too. Before believing a
+# difference there, compare it with the spread over seeds (the error bars): with short pretraining the two are of the
+# same size. With many labels on a narrow task there may be nothing left to gain. Large public encoders are another
+# matter: they have read many thousand times more text than this one.
 
 # %% [markdown]
 # ## What goes wrong
