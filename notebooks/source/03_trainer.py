@@ -259,7 +259,7 @@ def steps_of_loop(count):
 rounds = [(steps_of_trainer(30), steps_of_loop(30)) for _ in range(3)]
 of_trainer, of_loop = (1e3 * statistics.median(sum(column, [])) for column in zip(*rounds, strict=True))
 print(f"per step: loop {of_loop:.1f} ms, Trainer {of_trainer:.1f} ms, ratio {of_trainer / of_loop:.2f}")
-assert 0.3 < of_trainer / of_loop < 5  # a guard against nonsense, not a promise: the machine may be busy
+assert 0.1 < of_trainer / of_loop < 20  # a guard against nonsense, not a promise: a busy machine distorts both
 
 # %% [markdown]
 # The cost is fixed: it does not grow with the model, so on a step of 200 ms nobody can see it. If your Trainer run is
