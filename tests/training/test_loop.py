@@ -160,6 +160,19 @@ def test_clip_equals_torch(max_norm):
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
+def test_each_step_uses_its_own_gradient_only():
+    batches = ragged_batches()[:2]
+    model, reference = Tokens(), Tokens()
+    train(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), LoopConfig(2, max_grad_norm=0.0))
+    for batch in batches:
+        gradients = torch.autograd.grad(reference(**batch).loss, list(reference.parameters()))
+        with torch.no_grad():
+            for p, g in zip(reference.parameters(), gradients, strict=True):
+                p -= 0.1 * g
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        assert (p - q).abs().max() <= 1e-14
+
+
 def test_clip_without_gradients():
     assert clip_grad_norm([torch.nn.Parameter(torch.ones(1))], 1.0).item() == 0.0
 
@@ -172,6 +185,7 @@ def test_one_scheduler_step_per_optimizer_step():
 
 def test_evaluation_is_called_and_dropout_comes_back():
     model, optimizer, _, batches = tiny_run.build()
+    model.eval()  # from_pretrained returns models in evaluation mode
     modes = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     rows = tiny_run.make_rows()
