@@ -142,7 +142,12 @@ def share_of_loss(
 
 
 def summed_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """A ``loss_function`` for classifiers: cross entropy summed over logits (..., C) / targets of the whole window."""
+    """A ``loss_function`` for classifiers: cross entropy summed over logits (..., C) / targets of the whole window.
+
+    Give it to ``Trainer(compute_loss_func=)`` as well when you accumulate with a model that accepts
+    ``num_items_in_batch`` and ignores it. ModernBertForSequenceClassification does in transformers 5.23: without this,
+    the accumulated loss and gradient are k times too large.
+    """
     logits = outputs.logits.flatten(0, -2)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum in 16 bit would lose digits
     total = nn.functional.cross_entropy(logits, labels.view(-1), ignore_index=IGNORED, reduction="sum")
