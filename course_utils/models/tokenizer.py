@@ -50,19 +50,19 @@ def load_tokenizer(source: str = "local", vocab_size: int = VOCAB_SIZE) -> PreTr
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a WordPiece tokenizer on ``texts`` with the tokenizers library; ``[PAD]`` is token 0."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """Train a WordPiece tokenizer on ``texts`` with the tokenizers library; ``[PAD]`` is token 0.
+
+    The same texts give the same vocabulary and the same ids, every time.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), min_frequency=2, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    ids = _vocabulary(tokenizer.to_str(), list(texts), vocab_size)
+    tokenizer.model = models.WordPiece(ids, unk_token="[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -79,3 +79,25 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         # The model takes no token_type_ids: a column that is never made cannot be dropped silently.
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _vocabulary(untrained: str, texts: list[str], vocab_size: int) -> dict[str, int]:
+    """Token -> id, special tokens first, the others in alphabetical order.
+
+    The trainer breaks ties between equally frequent pairs by token number, and it numbers the continuations of single
+    characters (``##a``) as it meets them, in an order that differs from run to run. Named as special tokens they have
+    fixed numbers; they are special in this throw-away tokenizer only.
+    """
+    from tokenizers import Tokenizer, trainers
+
+    tokenizer = Tokenizer.from_str(untrained)
+    characters = sorted({character for text in texts for character in tokenizer.normalizer.normalize_str(text)})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in characters if not character.isspace())],
+        min_frequency=2,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokens = [*SPECIAL_TOKENS, *sorted(tokenizer.get_vocab().keys() - set(SPECIAL_TOKENS))]
+    return {token: number for number, token in enumerate(tokens)}

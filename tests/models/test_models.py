@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from course_utils.data import own_sentences
-from course_utils.models import load_causal_lm, load_classifier, load_masked_lm, load_tokenizer
+from course_utils.models import load_causal_lm, load_classifier, load_masked_lm, load_tokenizer, train_tokenizer
+from course_utils.models.tokenizer import SPECIAL_TOKENS
 
 
 def parameters(model):
@@ -30,6 +31,15 @@ def test_tokenizer_special_tokens_and_truncation(tokenizer):
 def test_tokenizer_knows_its_language(tokenizer):
     ids = [token for text in own_sentences() for token in tokenizer(text)["input_ids"]]
     assert ids.count(tokenizer.unk_token_id) < 0.01 * len(ids)
+
+
+def test_training_twice_gives_the_same_ids():
+    """The trainer's own numbering differs from run to run: the ids, and every result after them, would too."""
+    texts = [f"word{i % 97} token{i % 89} piece{i % 83}" for i in range(2000)]
+    first, again = (train_tokenizer(texts, 600).get_vocab() for _ in range(2))
+    assert first == again
+    assert [first[token] for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
+    assert sorted(first.values()) == list(range(len(first)))
 
 
 def test_tokenizer_survives_saving(tokenizer, tmp_path):
