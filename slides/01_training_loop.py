@@ -259,7 +259,7 @@ collate = DataCollatorWithPadding(tokenizer)
 
 
 def tokenize(split):
-    encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=64)
+    encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=32)
     columns = zip(encoded["input_ids"], encoded["attention_mask"], data[split]["label"], strict=True)
     return [dict(zip(("input_ids", "attention_mask", "labels"), row, strict=True)) for row in columns]
 

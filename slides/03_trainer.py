@@ -38,7 +38,7 @@ text_columns = [name for name in dataset["train"].column_names if name != "label
 
 
 def tokenize(rows):
-    encoded = tokenizer(rows["text"], truncation=True, max_length=64)
+    encoded = tokenizer(rows["text"], truncation=True, max_length=32)
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 

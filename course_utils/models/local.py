@@ -32,9 +32,8 @@ def encoder_config(**overrides: Any) -> ModernBertConfig:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "max_position_embeddings": 512,
-        # None inside the layers: in two epochs there is little to overfit, and it measured better. What is left makes
-        # training and evaluation mode differ, which lesson 01 shows.
-        "embedding_dropout": 0.1,
+        # Dropout on the embeddings, none inside the layers: measured better on the rare classes.
+        "embedding_dropout": 0.3,
         "classifier_dropout": 0.1,
         "classifier_pooling": "mean",
         "pad_token_id": 0,

@@ -102,7 +102,7 @@ tokenizer = load_tokenizer(source)
 
 
 def tokenize(split):
-    encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=64)
+    encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=32)
     columns = zip(encoded["input_ids"], encoded["attention_mask"], data[split]["label"], strict=True)
     return [{"input_ids": ids, "attention_mask": mask, "labels": label} for ids, mask, label in columns]
 

@@ -64,7 +64,7 @@ print({name: len(split) for name, split in dataset.items()}, "labels:", num_labe
 
 # %%
 def tokenize(rows):
-    return tokenizer(rows["text"], truncation=True, max_length=64)
+    return tokenizer(rows["text"], truncation=True, max_length=32)
 
 
 text_columns = [name for name in dataset["train"].column_names if name != "label"]
