@@ -185,7 +185,7 @@ teach.show(
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 curves = {
-    name: [1e-3 * schedule(step, 75, 750) for step in range(751)]
+    name: [2e-3 * schedule(step, 75, 750) for step in range(751)]
     for name, schedule in {"linear": linear_with_warmup, "cosine": cosine_with_warmup}.items()
 }
 teach.show(

@@ -710,7 +710,7 @@ torch.manual_seed(seed)
 model = load_classifier(num_labels, source)
 optimizer = ForeachAdamW(parameter_groups(model, weight_decay=0.01), lr=2e-3 if source == "local" else 5e-5)
 scheduler = make_scheduler(optimizer, "linear", warmup_steps=max_steps // 10, max_steps=max_steps)
-config = LoopConfig(max_steps, accumulation, max_grad_norm=1.0, eval_every=max(1, max_steps // 5))
+config = LoopConfig(max_steps, accumulation, max_grad_norm=1.0, eval_every=max(1, max_steps // 3))
 
 # %% [markdown]
 # The main run: about a minute on two cores.
