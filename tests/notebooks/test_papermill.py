@@ -46,7 +46,7 @@ def test_bad_parameters_end_with_one_sentence(lesson, case, guarded_environment,
     done = papermill(lesson, tmp_path / "out.ipynb", ROOT, guarded_environment, **parameters)
     assert done.returncode != 0
     assert sentence in done.stderr.strip().splitlines()[-1]
-    assert time.perf_counter() - began < 45  # mostly the start of a kernel; "in the first minute" is the promise
+    assert time.perf_counter() - began < 60  # mostly the start of a kernel; "in the first minute" is the promise
     executed = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.get("execution_count")]
     assert len(executed) <= 3, "more than the parameters and the opening call ran"
 
