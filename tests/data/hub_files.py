@@ -28,7 +28,7 @@ def sst2_rows(split: str, sizes: dict[str, int] = SIZES) -> list[dict]:
     rows = []
     for index in range(sizes[split]):
         words = [WORDS[(index * step) % len(WORDS)] for step in range(1, 2 + index % 11)]
-        label = -1 if split == "test" else index % 2
+        label = -1 if split == "test" else int(index % 5 < 2)  # unequal classes, as real data has
         rows.append({"idx": index, "sentence": f"{split} {' '.join(words)} {index} ", "label": label})
     return rows
 
@@ -105,12 +105,14 @@ def write_models(root: Path) -> None:
 
 def _tokenizer():
     import tokenizers
-    from tokenizers import models, pre_tokenizers
+    from tokenizers import models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     vocabulary = {word: number for number, word in enumerate([*special.values(), *WORDS])}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
     names = {f"{role}_token": token for role, token in special.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names)
