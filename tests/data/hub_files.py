@@ -28,7 +28,7 @@ def sst2_rows(split: str, sizes: dict[str, int] = SIZES) -> list[dict]:
     rows = []
     for index in range(sizes[split]):
         words = [WORDS[(index * step) % len(WORDS)] for step in range(1, 2 + index % 11)]
-        label = -1 if split == "test" else int(index % 5 < 2)  # unequal classes, as real data has
+        label = -1 if split == "test" else int(WORDS[0] in words)  # can be learnt; the classes are unequal
         rows.append({"idx": index, "sentence": f"{split} {' '.join(words)} {index} ", "label": label})
     return rows
 

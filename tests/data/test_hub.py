@@ -100,7 +100,7 @@ def test_classification_arrives_exactly_and_its_test_split_has_labels(loaded):
     assert loaded["columns"] == [["text", "label"], ["negative", "positive"]]
     splits = loaded["sst2"]
     assert loaded["glue"] == splits
-    assert splits["train"] == [[row["sentence"] for row in sst2_rows("train")], [i % 2 for i in range(60)]]
+    assert splits["train"] == [[row[column] for row in sst2_rows("train")] for column in ("sentence", "label")]
     halves = {text: label for split in ("validation", "test") for text, label in zip(*splits[split], strict=True)}
     assert halves == {row["sentence"]: row["label"] for row in sst2_rows("validation")}
     assert len(splits["validation"][0]) + len(splits["test"][0]) == 40 and min(map(len, splits["test"])) > 5
@@ -128,7 +128,7 @@ def test_models_and_tokenizer_arrive_exactly(loaded, root):
     import torch
     from safetensors.torch import load_file
 
-    assert loaded["ids"] == [5, 6, 7]
+    assert loaded["ids"] == [2, 5, 6, 7, 3]
     weights = {name: load_file(root / "models" / name / "model.safetensors") for name in (ENCODER, CAUSAL_LM)}
     tensors = [
         weights[ENCODER]["distilbert.embeddings.word_embeddings.weight"],
