@@ -1,0 +1,142 @@
+"""Which specs make no sense, and the sentence for each; the GPUs the planner knows.
+
+Numbers of a GPU are its maker's: dense 16-bit tensor-core peak, memory, and the bandwidth of one direction of the
+link between the GPUs of a machine (NVLink, or PCIe where there is none).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from course_utils.launch.errors import SpecError, out_of_range
+
+if TYPE_CHECKING:
+    from course_utils.launch.spec import Spec
+
+Gpu = Literal[
+    "H200-141GB", "H100-80GB", "A100-80GB", "A100-40GB", "L40S-48GB", "A10G-24GB", "L4-24GB", "V100-16GB", "T4-16GB"
+]
+
+
+class GpuKind(NamedTuple):
+    """Memory in GiB as the driver reports it, peak in TFLOP/s (dense, 16 bit), link in GB/s (one direction)."""
+
+    memory: float
+    peak: float
+    link: float
+    bf16: bool = True
+
+
+# Makers' data sheets: H200, H100 SXM, A100 SXM, L40S, A10G, L4, V100 SXM2, T4.
+GPUS: dict[str, GpuKind] = {
+    "H200-141GB": GpuKind(140.0, 989, 450),
+    "H100-80GB": GpuKind(79.6, 989, 450),
+    "A100-80GB": GpuKind(79.3, 312, 300),
+    "A100-40GB": GpuKind(39.4, 312, 300),
+    "L40S-48GB": GpuKind(44.4, 362, 32),
+    "A10G-24GB": GpuKind(22.0, 70, 32),
+    "L4-24GB": GpuKind(22.0, 121, 32),
+    "V100-16GB": GpuKind(15.8, 125, 150, bf16=False),
+    "T4-16GB": GpuKind(14.6, 65, 16, bf16=False),
+}
+
+JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
+CLUSTER_WORD = re.compile(r"[A-Za-z0-9_.,@:/-]{0,200}")
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def check(spec: Spec) -> None:
+    """Raise ``SpecError`` with one sentence for the first contradiction found."""
+    for rule in (_texts, _strategy, _parallel_sizes, _batches, _precision):
+        rule(spec)
+
+
+def _texts(spec: Spec) -> None:
+    for field in ("name", "program", "output_dir", "arguments", "hosts", "model"):
+        value = getattr(spec, field)
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
+            if "\0" in text or any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+                raise SpecError(f"{field}={text!r} cannot be an argument of a program; allowed: text without NUL")
+    patterns = {"name": JOB_NAME, "partition": CLUSTER_WORD, "account": CLUSTER_WORD, "image": CLUSTER_WORD}
+    for field, pattern in patterns.items():
+        if not pattern.fullmatch(getattr(spec, field)):
+            raise SpecError(f"{field}={getattr(spec, field)!r} is not allowed; allowed: {pattern.pattern}")
+    for host in spec.hosts:
+        if not HOST.fullmatch(host):
+            raise SpecError(f"hosts={host!r} is not allowed; allowed: host names such as gpu-07.cluster")
+    if spec.hosts and len(set(spec.hosts)) != spec.nodes:
+        raise out_of_range("hosts", list(spec.hosts), f"{spec.nodes} different names, one per node")
+    if spec.program_is_module and not MODULE.fullmatch(spec.program):
+        raise SpecError(f"program={spec.program!r} is not known; allowed: a path that ends in .py, or a module name")
+    if not spec.output_dir or not spec.program:
+        raise SpecError("output_dir='' is empty; allowed: a folder")
+
+
+def _strategy(spec: Spec) -> None:
+    allowed = {
+        "ddp": ("none",),
+        "fsdp1": ("none", "all"),
+        "fsdp2": ("none", "all"),
+        "zero1": ("none", "optimizer"),
+        "zero2": ("none", "optimizer"),
+        "zero3": ("none", "optimizer", "all"),
+    }[spec.strategy]
+    if spec.offload not in allowed:
+        options = ", ".join(repr(option) for option in allowed)
+        raise SpecError(f"offload={spec.offload!r} does not exist for strategy={spec.strategy!r}; allowed: {options}")
+    if not spec.reshard_after_forward and not spec.is_fsdp:
+        raise SpecError(f"reshard_after_forward=False belongs to FSDP; allowed with strategy={spec.strategy!r}: True")
+    if spec.warning >= spec.time_limit * 60:
+        raise out_of_range("warning", spec.warning, f"seconds below the time limit of {spec.time_limit} minutes")
+
+
+def _parallel_sizes(spec: Spec) -> None:
+    for field in ("replicas", "context_parallel", "tensor_parallel"):
+        size = getattr(spec, field)
+        strategies = {"replicas": ("fsdp1", "fsdp2"), "context_parallel": ("fsdp2",), "tensor_parallel": ("fsdp2",)}[
+            field
+        ]
+        if size > 1 and spec.strategy not in strategies:
+            names = " or ".join(repr(name) for name in strategies)
+            raise SpecError(f"{field}={size} needs strategy={names}; allowed with {spec.strategy!r}: 1")
+    product = spec.replicas * spec.tensor_parallel * spec.context_parallel
+    if spec.world_size % product:
+        sizes = f"replicas x tensor_parallel x context_parallel = {product}"
+        raise SpecError(f"{sizes} does not divide nodes x gpus_per_node = {spec.world_size}; allowed: a divisor")
+    if spec.gpus_per_node % spec.tensor_parallel:
+        raise out_of_range("tensor_parallel", spec.tensor_parallel, f"a divisor of gpus_per_node={spec.gpus_per_node}")
+    if spec.strategy == "fsdp1" and spec.replicas not in (1, spec.nodes) and spec.device == "cuda":
+        raise out_of_range("replicas", spec.replicas, f"1 or nodes={spec.nodes} (FSDP1 shards inside a machine)")
+    if spec.context_parallel > 1 and spec.sequence_length % (2 * spec.context_parallel):
+        raise out_of_range("sequence_length", spec.sequence_length, f"a multiple of {2 * spec.context_parallel}")
+    if spec.tensor_parallel > 1 and spec.lora_rank:
+        raise SpecError(
+            f"lora_rank={spec.lora_rank} does not work with tensor_parallel={spec.tensor_parallel}; allowed: 0"
+        )
+
+
+def _batches(spec: Spec) -> None:
+    if spec.global_batch is None:
+        return
+    one_pass = spec.micro_batch * spec.data_parallel_size
+    if spec.global_batch % one_pass:
+        raise out_of_range("global_batch", spec.global_batch, f"a multiple of micro_batch x GPUs = {one_pass}")
+    if spec.accumulation is not None and spec.accumulation * one_pass != spec.global_batch:
+        raise SpecError(
+            f"global_batch={spec.global_batch} contradicts micro_batch x accumulation x GPUs = "
+            f"{spec.accumulation * one_pass}; allowed: leave one of accumulation and global_batch out"
+        )
+
+
+def _precision(spec: Spec) -> None:
+    if spec.device == "cpu":
+        if spec.precision == "fp16":
+            raise SpecError(
+                "precision='fp16' is ignored on the CPU; allowed with device='cpu': 'fp32', 'bf16', 'bf16_weights'"
+            )
+        if spec.context_parallel > 1:
+            raise SpecError(f"context_parallel={spec.context_parallel} does not run on the CPU; allowed: 1")
+    elif spec.precision.startswith("bf16") and not GPUS[spec.gpu].bf16:
+        raise SpecError(f"precision={spec.precision!r} needs a GPU with bf16; allowed on {spec.gpu}: 'fp16', 'fp32'")

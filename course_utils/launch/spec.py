@@ -1,0 +1,162 @@
+"""What a run should be, in one typed and validated object: ``Spec`` (lesson 15).
+
+Everything else in ``course_utils.launch`` reads a spec: the plan (does it fit, how fast, at what cost), the launch
+files, and the check that the files resolve to what the spec asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from course_utils.launch import rules
+from course_utils.launch.errors import SpecError, sentence
+from course_utils.launch.shapes import ModelShape
+
+Strategy = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
+Precision = Literal["fp32", "bf16", "fp16", "bf16_weights"]
+# A list from YAML or JSON becomes a tuple; everything else is taken strictly, so that True is not a number of nodes.
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+def _shape_or_name(value: Any) -> str | ModelShape:
+    if isinstance(value, str | ModelShape):
+        return value
+    if isinstance(value, dict):
+        return ModelShape(**value)
+    raise ValueError(f"model={value!r} has the wrong type; allowed: a name, a path, or a mapping of sizes")
+
+
+Model = Annotated[str | ModelShape, BeforeValidator(_shape_or_name)]
+
+
+def of(default: Any, meaning: str, unit: str = "", **limits: Any) -> Any:
+    """A field with its default, meaning and unit: what ``--help`` and the lesson's table print."""
+    return Field(default, description=meaning, json_schema_extra={"unit": unit}, **limits)
+
+
+class Spec(BaseModel):
+    """One training run on ``nodes`` x ``gpus_per_node`` GPUs. Immutable; ``spec.but(nodes=2)`` gives a changed one.
+
+    Raises:
+        SpecError: a field is unknown, of the wrong type or out of range, or two fields contradict each other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # the program
+    name: str = of("finetune", "name of the job: letters, digits, '-', '_', '.'; at most 63")
+    program: str = of("course_utils.recipes.finetune", "a path that ends in .py, or a dotted module name")
+    arguments: Texts = of((), "arguments of the program, passed on unchanged")
+    trainer_flags: bool = of(True, "the program takes TrainingArguments' flags: add those that this spec decides")
+    output_dir: str = of("runs/finetune", "where the program saves, seen from the folder the files are started in")
+    # the model
+    model: Model = of("Qwen/Qwen3-0.6B", "a hub name, a folder or file with config.json, or a shape")
+    lora_rank: int = of(0, "rank of LoRA adapters on all linear layers; 0 trains every weight", ge=0, le=4096)
+    # the strategy
+    strategy: Strategy = of("fsdp2", "how the training state is spread over the GPUs")
+    offload: Literal["none", "optimizer", "all"] = of("none", "what waits in host memory between its uses")
+    reshard_after_forward: bool = of(True, "FSDP: free the gathered weights after the forward pass (ZeRO-3 memory)")
+    replicas: int = of(1, "FSDP: copies of the sharded model (HSDP); 1 shards over all GPUs", ge=1)
+    tensor_parallel: int = of(1, "GPUs that share each matrix multiplication", "GPUs", ge=1)
+    context_parallel: int = of(1, "GPUs that share each sequence", "GPUs", ge=1)
+    # the machines
+    nodes: int = of(1, "machines", ge=1, le=4096)
+    gpus_per_node: int = of(8, "processes per machine, one per GPU", "GPUs", ge=1, le=64)
+    gpu: rules.Gpu = of("H100-80GB", "kind of GPU: its memory, speed and links")
+    gpu_memory: float | None = of(None, "memory of one GPU, where it differs from the kind's", "GiB", gt=0)
+    host_memory: float | None = of(None, "memory of one machine; None: not checked", "GiB", gt=0)
+    device: Literal["cuda", "cpu"] = of("cuda", "cpu starts the same run on processor cores with gloo: a rehearsal")
+    # the numbers
+    precision: Precision = of("bf16", "bf16, fp16: autocast over fp32 weights; bf16_weights: bf16 throughout")
+    micro_batch: int = of(1, "sequences per GPU and forward pass", "sequences", ge=1)
+    accumulation: int | None = of(None, "forward passes per optimizer step; None: from global_batch, else 1", ge=1)
+    global_batch: int | None = of(None, "sequences per optimizer step over all GPUs", "sequences", ge=1)
+    sequence_length: int = of(2048, "tokens of one sequence", "tokens", ge=1)
+    checkpointing: bool = of(False, "recompute activations in the backward pass")
+    max_steps: int = of(1000, "optimizer steps of the whole run", "steps", ge=1)
+    save_every: int = of(100, "optimizer steps between checkpoints", "steps", ge=1)
+    # the stay on the cluster
+    time_limit: int = of(24 * 60, "longest stay of one job", "minutes", ge=5)
+    warning: int = of(120, "how long before the time limit the program is told to save and stop", "seconds", ge=30)
+    hosts: Texts = of((), "machine names for the hostfile, one per node; empty: node1, node2, ...")
+    port: int = of(29500, "TCP port of the rendezvous on the first machine", ge=1024, le=65535)
+    partition: str = of("", "SLURM partition; empty: the cluster's default")
+    account: str = of("", "SLURM account; empty: yours")
+    image: str = of("pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime", "container image (Kubernetes, SkyPilot)")
+    # the bill
+    price: float | None = of(None, "price of one GPU for an hour; None: no cost is computed", "$/hour", ge=0)
+    mfu: float = of(0.4, "share of the GPU's peak the matrix multiplications are assumed to reach", gt=0, le=1)
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SpecError(sentence(error)) from None
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Spec:
+        rules.check(self)
+        return self
+
+    def but(self, **changes: Any) -> Spec:
+        """The same spec with some fields changed, validated again."""
+        return Spec(**({name: getattr(self, name) for name in type(self).model_fields} | changes))
+
+    def on_cpu(self, processes: int = 2) -> Spec:
+        """The same run as a rehearsal: one machine, ``processes`` CPU processes, no clock to beat."""
+        replicas = min(self.replicas, processes)
+        return self.but(
+            device="cpu",
+            nodes=1,
+            gpus_per_node=processes,
+            hosts=(),
+            replicas=replicas,
+            tensor_parallel=1,
+            context_parallel=1,
+            global_batch=None,
+            accumulation=self.accumulation_steps,
+            precision="fp32" if self.precision == "fp16" else self.precision,
+        )
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def data_parallel_size(self) -> int:
+        """How many different micro-batches are in the works at once; tensor and context parallel ranks share one."""
+        return self.world_size // (self.tensor_parallel * self.context_parallel)
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Forward passes per optimizer step, given or derived from ``global_batch``."""
+        if self.accumulation is not None:
+            return self.accumulation
+        if self.global_batch is not None:
+            return self.global_batch // (self.micro_batch * self.data_parallel_size)
+        return 1
+
+    @property
+    def effective_batch(self) -> int:
+        """Sequences per optimizer step: ``micro_batch`` x ``accumulation_steps`` x ``data_parallel_size``."""
+        return self.micro_batch * self.accumulation_steps * self.data_parallel_size
+
+    @property
+    def is_fsdp(self) -> bool:
+        return self.strategy in ("fsdp1", "fsdp2")
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return self.strategy in ("zero1", "zero2", "zero3")
+
+    @property
+    def program_is_module(self) -> bool:
+        return not self.program.endswith(".py")
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """One name per node; ``hosts`` or placeholders to be edited."""
+        return self.hosts or tuple(f"node{rank + 1}" for rank in range(self.nodes))
