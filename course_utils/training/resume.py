@@ -1,0 +1,67 @@
+"""Which checkpoint of a Trainer run is safe to continue from (lesson 15).
+
+A job can be killed while it saves, and several ranks write into one checkpoint folder: that the folder exists, or that
+rank 0 finished its part, says nothing. So a last file is written when all ranks are done.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+COMPLETE = "complete"  # name of the marker: an empty file in a checkpoint-<step> folder
+
+
+class MarkComplete(TrainerCallback):
+    """Put the marker into a checkpoint once every rank has written its part of it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        barrier()
+        if args.should_save:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """The ``checkpoint-<step>`` folder with the highest step that bears the marker; None where there is none."""
+    found = {}
+    for marker in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}"):
+        if match := re.fullmatch(r"checkpoint-(\d+)", marker.parent.name):
+            found[int(match[1])] = marker.parent
+    return found[max(found)] if found else None
+
+
+def agreed_checkpoint(output_dir: str | Path) -> Path | None:
+    """``last_complete_checkpoint`` as rank 0 sees it, on every rank: network file systems show files late.
+
+    Raises:
+        FileNotFoundError: this rank does not see the checkpoint rank 0 chose: ``output_dir`` is not shared.
+    """
+    chosen = [str(last_complete_checkpoint(output_dir) or "")]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(chosen, src=0)
+    if not chosen[0]:
+        return None
+    if not Path(chosen[0]).is_dir():
+        raise FileNotFoundError(
+            f"output_dir={str(output_dir)!r} has no {Path(chosen[0]).name} on this machine, but on "
+            "that of rank 0; allowed: a folder that all machines share"
+        )
+    return Path(chosen[0])
+
+
+def forget_checkpoints(args: TrainingArguments) -> None:
+    """Take the markers away: a new run in the same folder must not be continued from an old run's checkpoint."""
+    if args.should_save:
+        for marker in Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"):
+            marker.unlink()
+    barrier()
+
+
+def barrier() -> None:
+    """Wait for all ranks, if there are several."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
