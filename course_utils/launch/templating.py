@@ -1,8 +1,9 @@
 """Text for other programs to read: Jinja templates whose every value passes through a quoting filter (lesson 15).
 
 A name with spaces, quotes, ``$(...)`` or newlines must stay data. So templates print values only through a filter:
-``sh`` for a shell word, ``py`` for a Python literal, ``yaml`` and ``json`` for a scalar or a whole structure, and
-``comment`` for a line of prose. Everything else in a template is our own fixed text.
+``sh`` for a shell word, ``py`` for a Python literal, ``yaml`` and ``json`` for a scalar or a whole structure (``inline``
+is YAML on one line, ``pretty`` JSON on several), and ``comment`` for a line of prose. Everything else in a template is
+our own fixed text.
 """
 
 from __future__ import annotations
@@ -21,16 +22,48 @@ def sh(value: Any) -> str:
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else shlex.quote(str(value))
 
 
-def to_yaml(value: Any) -> str:
-    """YAML without aliases, in the order given; a string scalar is double-quoted and stays on one line."""
-    if isinstance(value, str):
-        return json.dumps(value)  # JSON strings are YAML strings
-    return yaml.safe_dump(value, sort_keys=False, default_flow_style=False, width=10**9).strip()
+class _Dumper(yaml.SafeDumper):
+    """YAML without aliases (the same value twice is written twice) and with one line per string."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # json.dumps would be no way out: YAML reads its \\ud83d\\ude00 as two characters.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _string)
+
+
+def to_yaml(value: Any, flow: bool = False) -> str:
+    """YAML in the order given; a string alone is double-quoted, and no string has more than one line."""
+    dumped = yaml.dump(
+        value,
+        Dumper=yaml.SafeDumper if isinstance(value, str) else _Dumper,
+        default_style='"' if isinstance(value, str) else None,
+        default_flow_style=flow,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**9,
+    )
+    return dumped.strip().removesuffix("\n...")
+
+
+def inline(value: Any) -> str:
+    """YAML on one line, to be followed by a comment."""
+    return to_yaml(value, flow=True)
+
+
+def pretty(value: Any) -> str:
+    """JSON with one setting a line."""
+    return json.dumps(value, indent=2)
 
 
 def comment(value: Any) -> str:
-    """Text that stays inside one comment line."""
-    return " ".join(str(value).split())
+    """Text that stays inside one comment line: no line breaks, no control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
 @cache
@@ -43,7 +76,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"sh": sh, "py": repr, "yaml": to_yaml, "json": json.dumps, "comment": comment}
+    found.filters |= {"sh": sh, "py": repr, "yaml": to_yaml, "inline": inline, "comment": comment}
+    found.filters |= {"json": json.dumps, "pretty": pretty}
     return found
 
 

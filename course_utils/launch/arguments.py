@@ -1,0 +1,99 @@
+"""The command line of the program a launch file starts, each flag with the reason it is there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from course_utils.launch.spec import Spec
+
+# Programs that take TRL's names for model, length, type and LoRA (trl.ModelConfig, trl.SFTConfig).
+TAKES_MODEL_FLAGS = ("course_utils.recipes.finetune", "trl.scripts.sft")
+
+
+class Flag(NamedTuple):
+    """One argument, ``--name=value`` so that a value that begins with "-" stays a value, and why it is given."""
+
+    text: str
+    why: str
+
+
+def program(spec: Spec) -> str:
+    """The program as launchers want it: a path that begins with "-" would be taken for one of their options."""
+    return f"./{spec.program}" if spec.program.startswith("-") else spec.program
+
+
+def flags(spec: Spec) -> list[Flag]:
+    """What the spec decides, in TrainingArguments' words; empty for a program that does not take them."""
+    if not spec.trainer_flags:
+        return []
+    autocast = {"bf16": spec.precision == "bf16", "fp16": spec.precision == "fp16"}
+    if spec.is_deepspeed:  # must repeat deepspeed.json, where bf16 also stands for 16-bit weights
+        autocast["bf16"] = spec.precision.startswith("bf16")
+    found = [
+        Flag(f"--output_dir={spec.output_dir}", "checkpoints and the result"),
+        Flag(f"--per_device_train_batch_size={spec.micro_batch}", "sequences per process and forward pass"),
+        Flag(f"--gradient_accumulation_steps={spec.accumulation_steps}", _batch_sum(spec)),
+        Flag(f"--max_steps={spec.max_steps}", "optimizer steps"),
+        Flag(f"--save_steps={spec.save_every}", "optimizer steps between checkpoints"),
+        Flag(f"--bf16={autocast['bf16']}", "said either way: TRL's default is True, TrainingArguments' False"),
+        Flag(f"--fp16={autocast['fp16']}", "with a loss scale, for GPUs without bf16"),
+        _recomputation(spec),
+    ]
+    if spec.device == "cpu":
+        found.append(Flag("--use_cpu=True", "without it every rank on a CPU is alone, silently"))
+    return found + _model_flags(spec)
+
+
+def _batch_sum(spec: Spec) -> str:
+    parts = f"{spec.micro_batch} x {spec.accumulation_steps} x {spec.data_parallel_size} data-parallel ranks"
+    return f"forward passes per step: {parts} = {spec.effective_batch} sequences"
+
+
+def _recomputation(spec: Spec) -> Flag:
+    if spec.is_fsdp:
+        return Flag("--gradient_checkpointing=False", "FSDP recomputes activations by its own setting; both raise")
+    return Flag(f"--gradient_checkpointing={spec.checkpointing}", "recompute activations; TRL's default is True")
+
+
+def _model_flags(spec: Spec) -> list[Flag]:
+    dotted = spec.program.removesuffix(".py").replace("/", ".")
+    if not any(f".{dotted}".endswith(f".{name}") for name in TAKES_MODEL_FLAGS):
+        return []
+    found = []
+    if isinstance(spec.model, str):
+        found.append(Flag(f"--model_name_or_path={spec.model}", "a hub name or a folder"))
+    dtype = "bfloat16" if spec.precision == "bf16_weights" else "float32"
+    found += [
+        Flag(f"--max_length={spec.sequence_length}", "tokens; longer sequences are cut"),
+        Flag(f"--dtype={dtype}", "of the weights: a bf16 checkpoint would be trained in bf16 by default"),
+    ]
+    if spec.lora_rank:
+        found += [
+            Flag("--use_peft=True", "LoRA: train low-rank adapters, freeze the rest"),
+            Flag(f"--lora_r={spec.lora_rank}", "their rank"),
+            Flag("--lora_target_modules=all-linear", "on every linear layer"),
+        ]
+    return found
+
+
+def config_flags(spec: Spec, launcher: str = "torchrun", folder: str = "launch") -> list[Flag]:
+    """Where the program finds its strategy; `accelerate launch` says it through the environment instead."""
+    if not spec.trainer_flags or launcher == "accelerate":
+        return []
+    if spec.is_fsdp:
+        return [
+            Flag("--fsdp", "on; a word behind it would be read as an option of the old FSDP"),
+            Flag(f"--fsdp_config={folder}/fsdp.json", "how it shards"),
+        ]
+    if spec.is_deepspeed:
+        return [Flag(f"--deepspeed={folder}/deepspeed.json", "ZeRO stage, offload and batch sizes")]
+    return []
+
+
+def program_arguments(spec: Spec, launcher: str = "torchrun", folder: str = "launch") -> list[str]:
+    """All arguments of the program, in order: what the spec decides, its strategy, and ``spec.arguments`` last.
+
+    ``launcher`` is "torchrun" (and all that behaves like it), "accelerate" or "deepspeed"; ``folder`` is where the
+    launch files lie, seen from where the program is started.
+    """
+    return [flag.text for flag in flags(spec) + config_flags(spec, launcher, folder)] + list(spec.arguments)

@@ -1,0 +1,75 @@
+"""What the templates of the core files print besides ``spec`` and ``folder``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from course_utils.launch import arguments, settings, why
+from course_utils.launch.spec import Spec
+
+
+def spec_yaml(spec: Spec, folder: str) -> dict[str, Any]:
+    values = spec.model_dump(mode="json")
+    return {
+        "fields": [
+            (name, values[name], _meaning(field.description, field.json_schema_extra["unit"]))
+            for name, field in Spec.model_fields.items()
+        ]
+    }
+
+
+def _meaning(description: str, unit: str) -> str:
+    return f"[{unit}] {description}" if unit else description
+
+
+def accelerate_yaml(spec: Spec, folder: str) -> dict[str, Any]:
+    return {"lines": list(why.yaml_lines(settings.accelerate_config(spec, folder), spec))}
+
+
+def fsdp_json(spec: Spec, folder: str) -> dict[str, Any]:
+    return {"config": settings.fsdp_config(spec)}
+
+
+def deepspeed_json(spec: Spec, folder: str) -> dict[str, Any]:
+    return {"config": settings.deepspeed_config(spec)}
+
+
+def script(launcher: str, spec: Spec) -> dict[str, Any]:
+    """A shell script of one launcher. Paths into its folder are not values: the script finds them beside itself."""
+    variables = settings.environment_variables(spec, launcher)
+    config_variable = variables.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
+    kind = "fsdp" if spec.is_fsdp else "deepspeed" if spec.is_deepspeed else ""
+    return {
+        "several": spec.nodes > 1,
+        "variables": list(variables.items()),
+        "config_variable": config_variable,
+        "program": arguments.program(spec),
+        "flags": arguments.flags(spec),
+        "config_flags": kind if arguments.config_flags(spec, launcher) else "",
+    }
+
+
+def torchrun_sh(spec: Spec, folder: str) -> dict[str, Any]:
+    return script("torchrun", spec)
+
+
+def accelerate_sh(spec: Spec, folder: str) -> dict[str, Any]:
+    return script("accelerate", spec)
+
+
+def deepspeed_sh(spec: Spec, folder: str) -> dict[str, Any]:
+    return script("deepspeed", spec)
+
+
+def hostfile(spec: Spec, folder: str) -> dict[str, Any]:
+    """One machine without a name is this one."""
+    return {"hosts": spec.host_names if spec.nodes > 1 or spec.hosts else ("localhost",)}
+
+
+def readme(spec: Spec, folder: str) -> dict[str, Any]:
+    if spec.is_deepspeed:
+        rows = why.json_rows(settings.deepspeed_config(spec), why.DEEPSPEED)
+    else:
+        rows = why.json_rows(settings.fsdp_config(spec), why.FSDP) if spec.is_fsdp else ()
+    name = "deepspeed.json" if spec.is_deepspeed else "fsdp.json"
+    return {"several": spec.nodes > 1, "json_name": name, "json_rows": list(rows)}
