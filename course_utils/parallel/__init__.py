@@ -1,1 +1,11 @@
-"""Several processes: starting local ranks, and what a CPU needs to run FSDP and DeepSpeed (lessons 11-13, 15)."""
+"""Several processes: start local ranks, rehearse on the CPU, see what really ran. Importing this costs nothing."""
+
+from pathlib import Path
+
+
+def cpu_site_folder() -> Path:
+    """The folder to put first on PYTHONPATH so that an unchanged program shards on CPU processes.
+
+    See ``cpu_site/sitecustomize.py``. A ``sitecustomize`` that is on the path already is run as well.
+    """
+    return Path(__file__).resolve().parent / "cpu_site"

@@ -143,12 +143,12 @@ def _fsdp2(wrapped: nn.Module) -> dict[str, Any]:
 
     groups = [unit._get_fsdp_state()._fsdp_param_group for unit in wrapped.modules() if isinstance(unit, FSDPModule)]
     groups = [group for group in groups if group is not None]
-    # The outermost unit is needed at once in the backward pass: PyTorch never reshards it unless told to.
-    inner = groups[1:] or groups
     mesh = groups[0].mesh_info.mesh
+    # What is needed at the end of the forward pass (head, outermost unit) stays gathered in any case.
+    resharded = [group for group in groups if group.post_forward_mesh_info is not None]
     return {
         "mesh": list(mesh.shape),
-        "reshard_after_forward": all(group.post_forward_mesh_info is not None for group in inner),
+        "reshard_after_forward": bool(resharded),
         "units": len(groups),
         "offload": ["all"] if all(isinstance(group.offload_policy, CPUOffloadPolicy) for group in groups) else [],
     }

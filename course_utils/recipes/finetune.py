@@ -92,6 +92,9 @@ class Config:
     lora_r: int = of(16, "rank of the adapters")
     lora_alpha: int = of(32, "the adapters' output is scaled by lora_alpha / lora_r")
     lora_dropout: float = of(0.05, "dropout before the adapters")
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "modules that get adapters"}
+    )
     # the run
     resume: bool = of(True, "go on from the last complete checkpoint of output_dir")
 
@@ -166,9 +169,10 @@ def add_adapters(model: PreTrainedModel, config: Config) -> Any:
     """``model`` inside PEFT's wrapper: its weights frozen, LoRA (Hu et al. 2021, arXiv:2106.09685) beside them."""
     from peft import LoraConfig, get_peft_model
 
+    modules = config.lora_target_modules
     settings = LoraConfig(
         task_type="SEQ_CLS" if config.task == "classification" else "CAUSAL_LM",
-        target_modules="all-linear",
+        target_modules=modules[0] if len(modules) == 1 else modules,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,

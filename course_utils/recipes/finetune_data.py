@@ -19,7 +19,7 @@ def check_files(config: Any) -> None:
     """Raise ``ValueError``, one sentence, where ``config`` (``finetune.Config``) names data that is not there."""
     if config.train_file and config.dataset_name:
         raise ValueError(
-            f"train_file={config.train_file!r} and dataset_name={config.dataset_name!r} contradict; allowed: one of them"
+            f"train_file={config.train_file!r} contradicts dataset_name={config.dataset_name!r}; allowed: one of them"
         )
     if config.eval_file and not config.train_file:
         raise ValueError(f"eval_file={config.eval_file!r} needs --train_file; allowed: both or none")
