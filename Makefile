@@ -22,7 +22,7 @@ bench: data         ## every measurement of bench/
 	@set -e; for program in bench/bench_*.py; do echo "== $$program"; .venv/bin/python $$program; done
 test-portable: data  ## the committed outputs once more, as a processor without vector instructions computes them
 	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) pytest --nbval --nbval-current-env \
-		tests/notebooks/test_built.py notebooks
+		--nbval-cell-timeout 600 -n $(WORKERS) --dist loadfile tests/notebooks/test_built.py notebooks
 lint: setup
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 clean:              ## remove what was built; the data cache and .venv stay

@@ -59,7 +59,8 @@ print({name: len(split) for name, split in dataset.items()}, "labels:", num_labe
 
 # %% [markdown]
 # `map` tokenises each split once (lesson 02). We keep `label` under its own name for now: the collator renames it to
-# `labels`, which is what the model's `forward` calls it. Section 12 shows what happens when that name is wrong.
+# `labels`, which is what the model's `forward` calls it. Section 12 shows what happens when that name is wrong. Rows
+# are cut at 32 tokens, as in lesson 01.
 
 
 # %%

@@ -23,10 +23,10 @@ LABELS = """
 SIZES = {"train": 60, "validation": 40, "test": 10}
 
 
-def sst2_rows(split: str, sizes: dict[str, int] = SIZES) -> list[dict]:
+def sst2_rows(split: str) -> list[dict]:
     """Rows with SST-2's columns ``idx``, ``sentence``, ``label``, of 3 to 13 words; the test rows have no label."""
     rows = []
-    for index in range(sizes[split]):
+    for index in range(SIZES[split]):
         words = [WORDS[(index * step) % len(WORDS)] for step in range(1, 2 + index % 11)]
         label = -1 if split == "test" else int(WORDS[0] in words)  # can be learnt; the classes are unequal
         rows.append({"idx": index, "sentence": f"{split} {' '.join(words)} {index} ", "label": label})
@@ -46,7 +46,7 @@ def dolly_rows() -> list[dict]:
     ]
 
 
-def write_datasets(root: Path, sizes: dict[str, int] = SIZES) -> None:
+def write_datasets(root: Path) -> None:
     """``root/datasets``: SST-2 (parquet), GLUE with SST-2 as a configuration, Dolly (JSON lines)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,7 +57,7 @@ def write_datasets(root: Path, sizes: dict[str, int] = SIZES) -> None:
         (repo / folder).mkdir(parents=True)
         for split in ("train", "validation", "test"):
             path = repo / folder / f"{split}-00000-of-00001.parquet"
-            pq.write_table(pa.Table.from_pylist(sst2_rows(split, sizes), schema), path)
+            pq.write_table(pa.Table.from_pylist(sst2_rows(split), schema), path)
         (repo / "README.md").write_text(_card("sst2" if name == GLUE else "default", folder))
     repo = root / "datasets" / DOLLY
     repo.mkdir(parents=True)

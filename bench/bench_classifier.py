@@ -1,0 +1,87 @@
+"""How the settings of lesson 01's encoder were chosen: neighbours of the course's settings, judged on validation.
+
+    python bench/bench_classifier.py              # about 15 minutes on two cores; writes bench/results/classifier.json
+    python bench/bench_classifier.py --seeds 1 --steps 40 --out /tmp/try.json
+
+The test split is evaluated for the course's own settings only, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+import torch
+from transformers import DataCollatorWithPadding
+
+from course_utils.data import load_classification
+from course_utils.models import load_classifier, load_tokenizer
+from course_utils.training.evaluation import evaluate
+from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.training.optim import ForeachAdamW, parameter_groups
+from course_utils.training.schedules import make_scheduler
+
+LEARNING_RATE = 2e-3
+# Changes to the course's settings (load_classifier's own and LEARNING_RATE), one run per seed each.
+NEIGHBOURS = [
+    {},
+    {"learning_rate": 1e-3},
+    {"embedding_dropout": 0.1},
+    {"num_hidden_layers": 2},
+    {"num_hidden_layers": 4},
+]
+
+
+def tokenized(tokenizer):
+    data = load_classification()
+    rows = {}
+    for split in data:
+        encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=32)["input_ids"]
+        rows[split] = [{"input_ids": i, "labels": y} for i, y in zip(encoded, data[split]["label"], strict=True)]
+    return rows
+
+
+def run(rows, collate, seed, max_steps, learning_rate=LEARNING_RATE, **sizes):
+    """A trained classifier: lesson 01's main run with another seed or other settings."""
+    torch.manual_seed(seed)
+    model = load_classifier(10, **sizes)
+    optimizer = ForeachAdamW(parameter_groups(model, weight_decay=0.01), lr=learning_rate)
+    scheduler = make_scheduler(optimizer, "linear", warmup_steps=max_steps // 10, max_steps=max_steps)
+    batches = ShuffledBatches(rows["train"], 32, collate, seed=seed)
+    train(model, batches, optimizer, LoopConfig(max_steps, max_grad_norm=1.0), scheduler)
+    return model
+
+
+def scores(model, rows, collate):
+    by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
+    result = evaluate(model, ShuffledBatches(by_length, 100, collate, shuffle=False))
+    return {name: round(result[name], 3) for name in ("accuracy", "macro_f1")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "classifier.json")
+    arguments = parser.parse_args()
+    tokenizer = load_tokenizer()
+    rows, collate = tokenized(tokenizer), DataCollatorWithPadding(tokenizer)
+    report = []
+    for changes in NEIGHBOURS:
+        runs = []
+        for seed in range(arguments.seeds):
+            model = run(rows, collate, seed, arguments.steps, **changes)
+            runs.append({"seed": seed, "validation": scores(model, rows["validation"], collate)})
+            if not changes:
+                runs[-1]["test"] = scores(model, rows["test"], collate)
+        averages = {name: round(mean(r["validation"][name] for r in runs), 3) for name in ("accuracy", "macro_f1")}
+        report.append({"changes": changes, "validation_mean": averages, "runs": runs})
+        print(json.dumps(report[-1]), flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
