@@ -1,8 +1,8 @@
 """Rehearsal on the CPU: with this folder first on PYTHONPATH, an unchanged program shards on CPU processes.
 
-Python imports ``sitecustomize`` at every start. Accelerate and DeepSpeed shard on GPUs only: asked to on a CPU they train
-as DDP, or every process alone, without a word. Each function below repairs one place, right after the library that holds
-it is imported (nothing is imported here, so an ordinary Python start costs nothing):
+Python imports ``sitecustomize`` at every start. Accelerate and DeepSpeed shard on GPUs only: asked to on a CPU they
+train as DDP, or every process alone, without a word. Each function below repairs one place, right after the library
+that holds it is imported (nothing is imported here, so an ordinary Python start costs nothing):
 
 * accelerate: a CPU run is labelled MULTI_CPU, and FSDP and DeepSpeed are considered for other labels only;
 * FSDP1: gathering a full state dict moves parameters to the CPU, and fails where they already are;
