@@ -1,6 +1,6 @@
 """From raw text and images to padded batches. Loaders are imported when first used: importing this costs nothing."""
 
-from importlib import import_module
+from course_utils.lazy import attributes
 
 _WHERE = {
     "cache_folder": "cache",
@@ -12,9 +12,4 @@ _WHERE = {
     "load_point_clouds": "digits",
 }
 __all__ = list(_WHERE)
-
-
-def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+__getattr__ = attributes(__name__, _WHERE)

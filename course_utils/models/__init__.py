@@ -1,6 +1,6 @@
 """Small models and tokenizers, loaded when first used: importing this costs nothing."""
 
-from importlib import import_module
+from course_utils.lazy import attributes
 
 _WHERE = {
     "load_tokenizer": "tokenizer",
@@ -11,9 +11,4 @@ _WHERE = {
     "load_causal_lm": "local",
 }
 __all__ = list(_WHERE)
-
-
-def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+__getattr__ = attributes(__name__, _WHERE)
