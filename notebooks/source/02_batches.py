@@ -909,7 +909,7 @@ teach.show(
 #
 # The honest question is larger: does it help when the whole model is *fine-tuned*, and does it still help when labels
 # are plenty? That takes many minutes, so it is a benchmark (`make bench`, file `bench/bench_pretraining.py`): the
-# course's four-layer encoder, pretrained on all running text, against the same encoder from random weights, with 2,000
+# course's encoder, pretrained on all running text, against the same encoder from random weights, with 2,000
 # and with 12,000 labels. If its results are there, the next cell shows what it measured, and where.
 
 # %% tags=["nbval-ignore-output"]
