@@ -1,0 +1,126 @@
+"""The shape of a model that is not in the built-in table: its config is read and the model looked at, without weights.
+
+The model is built on torch's ``meta`` device: tensors with a shape and a type but no memory, so a 70B model takes
+a second and no RAM. https://docs.pytorch.org/docs/stable/meta.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course_utils.launch.errors import SpecError
+from course_utils.launch.shapes import ModelShape, builtin, layer_parameters, vocabulary_parameters
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+# Names of one thing in different configurations, the usual one first.
+NAMES = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "activation": ("hidden_act", "hidden_activation", "activation_function", "activation"),
+}
+FUSED = ("qkv_proj", "Wqkv", "c_attn", "query_key_value")
+
+
+def read_shape(model: str, hub: bool = True) -> ModelShape:
+    """The shape of the model whose ``config.json`` is at the path ``model``, or on the hub under this name.
+
+    Raises:
+        SpecError: nothing was found, or the model is not a plain transformer.
+    """
+    return shape_of_config(_config(model, hub))
+
+
+def _config(model: str, hub: bool) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    is_path = Path(model).exists()
+    known = ", ".join(sorted(builtin()))
+    if not is_path and not hub:
+        raise SpecError(f"model={model!r} is neither a folder nor built in; allowed without the hub: {known}")
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=is_path)
+    except Exception as error:  # whatever the hub client, the JSON parser or the config class raises
+        where = "holds no usable config.json" if is_path else "was not found on the Hugging Face hub"
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise SpecError(f"model={model!r} {where} ({reason}); allowed offline: a folder, a shape, or {known}") from None
+
+
+def _first(config: PreTrainedConfig, field: str) -> Any:
+    return next((value for name in NAMES[field] if (value := getattr(config, name, None)) is not None), None)
+
+
+def meta_model(config: PreTrainedConfig) -> nn.Module:
+    """The model of a config without memory: for a causal language model where there is one, else for classification."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    named = (config.architectures or [""])[0]
+    causal = type(config) in AutoModelForCausalLM._model_mapping
+    is_encoder = type(config).__name__ in ("BertConfig", "RobertaConfig", "XLMRobertaConfig", "ElectraConfig")
+    classify = named.endswith("ForSequenceClassification") or not causal or is_encoder
+    with torch.device("meta"), contextlib.redirect_stdout(None):
+        return (AutoModelForSequenceClassification if classify else AutoModelForCausalLM).from_config(config)
+
+
+def shape_of_config(config: PreTrainedConfig) -> ModelShape:
+    """The shape of a transformers config; the parameter counts are those of the real model on the ``meta`` device."""
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if getattr(config, name, None):
+            raise SpecError(f"model has {name}={getattr(config, name)}; allowed: models without mixtures of experts")
+    sizes = {field: _first(config, field) for field in NAMES}
+    if config.is_encoder_decoder or not all(sizes[name] for name in NAMES if name != "intermediate_size"):
+        raise SpecError(f"model of type {config.model_type!r} is not known; allowed: encoders and decoders of text")
+    return shape_of_model(meta_model(config), config, sizes)
+
+
+def shape_of_model(model: nn.Module, config: PreTrainedConfig, sizes: dict[str, Any] | None = None) -> ModelShape:
+    """The shape of a built model (on any device)."""
+    from torch import nn
+
+    sizes = sizes or {field: _first(config, field) for field in NAMES}
+    layers = _layers(model, sizes["num_hidden_layers"])
+    layer = layers[-1]
+    names = {name.rpartition(".")[2] for name, _ in layer.named_modules()}
+    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
+    activation = sizes.pop("activation")
+    output = model.get_output_embeddings()
+    found = ModelShape(
+        vocab_size=model.get_input_embeddings().weight.shape[0],
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or hidden // heads,
+        **sizes | {"intermediate_size": sizes["intermediate_size"] or 4 * hidden},
+        gated_mlp=bool(names & {"gate_proj", "gate_up_proj", "Wi"}),
+        tie_word_embeddings=output is not None and output.weight is model.get_input_embeddings().weight,
+        layer_class=type(layer).__name__,
+        norm="layer" if any(isinstance(module, nn.LayerNorm) for module in layer.modules()) else "rms",
+        qk_norm=bool(names & {"q_norm", "q_layernorm"}),
+        rotary=any("rotary" in name.lower() for name, _ in model.named_modules()),
+        fused_projections=bool(names & set(FUSED)),
+        activation="gelu_new" if activation == "gelu_new" else "function",
+        lm_head=output is not None,
+    )
+    rest = sum(p.numel() for p in layer.parameters()) - layer_parameters(found)
+    everything = sum(p.numel() for p in model.parameters())
+    in_layers = sum(p.numel() for p in layers.parameters())
+    outside = everything - in_layers - vocabulary_parameters(found)
+    # Layers may differ by a norm or so (ModernBERT's first has none): the difference is kept outside.
+    outside += in_layers - len(layers) * (layer_parameters(found) + rest)
+    if rest < 0 or outside < 0:
+        raise SpecError(f"model of type {config.model_type!r} is not known; allowed: encoders and decoders of text")
+    return found.model_copy(update={"layer_other": rest, "other": outside})
+
+
+def _layers(model: nn.Module, count: int) -> nn.ModuleList:
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise SpecError(f"model {type(model).__name__} has no list of {count} layers; allowed: models of repeated layers")
