@@ -8,6 +8,7 @@ from course_utils.launch.spec import Spec
 
 # Programs that take TRL's names for model, length, type and LoRA (trl.ModelConfig, trl.SFTConfig).
 TAKES_MODEL_FLAGS = ("course_utils.recipes.finetune", "trl.scripts.sft")
+MODEL_FLAGS = ("--model_name_or_path", "--max_length", "--dtype", "--use_peft", "--lora_r", "--lora_target_modules")
 
 
 class Flag(NamedTuple):

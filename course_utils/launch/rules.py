@@ -105,6 +105,12 @@ def _parallel_sizes(spec: Spec) -> None:
     if spec.world_size % product:
         sizes = f"replicas x tensor_parallel x context_parallel = {product}"
         raise SpecError(f"{sizes} does not divide nodes x gpus_per_node = {spec.world_size}; allowed: a divisor")
+    shards = spec.world_size // product * (1 if spec.replicas > 1 else spec.context_parallel)
+    if product > 1 and spec.strategy == "fsdp2" and shards < 2:  # ParallelismConfig would raise on the cluster
+        raise SpecError(
+            f"replicas x tensor_parallel x context_parallel = {product} leaves no GPUs to shard over; "
+            f"allowed: at most half of nodes x gpus_per_node = {spec.world_size}"
+        )
     if spec.gpus_per_node % spec.tensor_parallel:
         raise out_of_range("tensor_parallel", spec.tensor_parallel, f"a divisor of gpus_per_node={spec.gpus_per_node}")
     if spec.strategy == "fsdp1" and spec.replicas not in (1, spec.nodes) and spec.device == "cuda":
@@ -131,6 +137,11 @@ def _batches(spec: Spec) -> None:
 
 
 def _precision(spec: Spec) -> None:
+    if spec.precision == "bf16_weights" and spec.is_deepspeed and spec.offload != "none":
+        raise SpecError(
+            f"offload={spec.offload!r} updates fp32 weights only; allowed with precision='bf16_weights' and "
+            f"strategy={spec.strategy!r}: 'none'"
+        )
     if spec.device == "cpu":
         if spec.precision == "fp16":
             raise SpecError(

@@ -24,7 +24,7 @@ def layer_class(spec: Spec) -> str:
         return spec.model.layer_class
     try:
         return shapes.shape_of(spec.model, hub=False).layer_class
-    except (SpecError, AttributeError):
+    except (SpecError, OSError):  # OSError: no file system takes such a name
         return ""
 
 

@@ -106,13 +106,13 @@ class Spec(BaseModel):
 
     def on_cpu(self, processes: int = 2) -> Spec:
         """The same run as a rehearsal: one machine, ``processes`` CPU processes, no clock to beat."""
-        replicas = min(self.replicas, processes)
+        is_hybrid = self.strategy == "fsdp2" and processes % (2 * self.replicas) == 0  # at least two shards a copy
         return self.but(
             device="cpu",
             nodes=1,
             gpus_per_node=processes,
             hosts=(),
-            replicas=replicas,
+            replicas=self.replicas if is_hybrid else 1,
             tensor_parallel=1,
             context_parallel=1,
             global_batch=None,

@@ -1,7 +1,7 @@
 """Text for other programs to read: Jinja templates whose every value passes through a quoting filter (lesson 15).
 
 A name with spaces, quotes, ``$(...)`` or newlines must stay data. So templates print values only through a filter:
-``sh`` for a shell word, ``py`` for a Python literal, ``yaml`` and ``json`` for a scalar or a whole structure (``inline``
+``sh`` for a shell word, ``py`` for a Python literal, ``yaml`` and ``json`` for a scalar or a structure (``inline``
 is YAML on one line, ``pretty`` JSON on several), and ``comment`` for a line of prose. Everything else in a template is
 our own fixed text.
 """

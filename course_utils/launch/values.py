@@ -39,13 +39,15 @@ def script(launcher: str, spec: Spec) -> dict[str, Any]:
     variables = settings.environment_variables(spec, launcher)
     config_variable = variables.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     kind = "fsdp" if spec.is_fsdp else "deepspeed" if spec.is_deepspeed else ""
+    config_flags = kind if arguments.config_flags(spec, launcher) else ""
     return {
         "several": spec.nodes > 1,
+        "uses_here": bool(config_flags or config_variable or launcher != "torchrun"),
         "variables": list(variables.items()),
         "config_variable": config_variable,
         "program": arguments.program(spec),
         "flags": arguments.flags(spec),
-        "config_flags": kind if arguments.config_flags(spec, launcher) else "",
+        "config_flags": config_flags,
     }
 
 

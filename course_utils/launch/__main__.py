@@ -1,0 +1,116 @@
+"""Plan a training run, write its launch files, check that they say what was asked (lesson 15).
+
+    python -m course_utils.launch plan  --model Qwen/Qwen3-8B --nodes 2 --gpu H100-80GB      # does it fit, how fast?
+    python -m course_utils.launch write --model Qwen/Qwen3-8B --nodes 2 --folder launch      # the launch files
+    python -m course_utils.launch write --spec run.yaml --micro_batch 4 --overwrite          # a file; flags win
+    python -m course_utils.launch check launch                                               # asked against resolved
+
+Exit code: 0 well, 1 a file differs from the spec (check) or the run does not fit (plan), 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any, NoReturn
+
+import yaml
+
+from course_utils.launch.errors import SpecError
+from course_utils.launch.spec import Spec
+from course_utils.launch.spec_file import read_fields
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad input is one sentence; no abbreviations, so that a flag that comes later changes no old command."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(f"{message}; see `{self.prog} --help`")
+
+
+def read_value(text: str) -> Any:
+    """A flag's value as YAML reads it: 2, 0.5, true, null, [a, b], {a: 1}; anything else is text."""
+    try:
+        return yaml.safe_load(text) if text.strip() else text
+    except yaml.YAMLError:
+        return text
+
+
+def build_parser() -> Parser:
+    """One flag for each field of the spec, with its unit, default and meaning."""
+    shape = {"formatter_class": argparse.RawDescriptionHelpFormatter, "description": __doc__}
+    parser = Parser(prog="python -m course_utils.launch", **shape)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="plan | write | check")
+    fields = Parser(add_help=False)
+    fields.add_argument("--spec", metavar="FILE", help="YAML file with fields of the spec; flags change them")
+    group = fields.add_argument_group("fields of the spec")
+    for name, field in Spec.model_fields.items():
+        unit = field.json_schema_extra["unit"]
+        default = json.dumps(field.default, ensure_ascii=False)
+        text = f"{field.description}{f' [{unit}]' if unit else ''} (default: {default})".replace("%", "%%")
+        metavar = "VALUE" if name not in ("arguments", "hosts") else "[A, B, ...]"
+        group.add_argument(f"--{name}", metavar=metavar, default=argparse.SUPPRESS, help=text)
+    commands.add_parser("plan", parents=[fields], help="memory, speed and cost: does it fit?")
+    write = commands.add_parser("write", parents=[fields], help="write the launch files")
+    write.add_argument("--folder", default="launch", help="where to (default: launch)")
+    write.add_argument("--overwrite", action="store_true", help="replace launch files that are there")
+    check = commands.add_parser("check", help="compare launch files with the spec.yaml beside them")
+    check.add_argument("folder", nargs="?", default="launch", help="folder of launch files (default: launch)")
+    check.add_argument("--differences", action="store_true", help="print only what differs")
+    return parser
+
+
+def read_spec(given: argparse.Namespace) -> Spec:
+    """The spec of ``--spec`` with the fields given as flags; text fields keep their text, whatever YAML makes of it."""
+    fields = read_fields(given.spec) if given.spec else {}
+    for name, field in Spec.model_fields.items():
+        if name in given:
+            text = getattr(given, name)
+            fields[name] = text if isinstance(field.default, str) and not text.startswith("{") else read_value(text)
+    return Spec(**fields)
+
+
+def plan(given: argparse.Namespace) -> int:
+    from course_utils.launch.plan import plan as plan_of
+
+    found = plan_of(read_spec(given))
+    print(found.table())
+    return 0 if found.fits else 1
+
+
+def write(given: argparse.Namespace) -> int:
+    from course_utils.launch.files import write as write_files
+
+    for path in write_files(read_spec(given), given.folder, given.overwrite):
+        print(path)
+    return 0
+
+
+def check(given: argparse.Namespace) -> int:
+    from course_utils.launch.check import check as check_files
+    from course_utils.launch.check import table
+
+    rows = check_files(given.folder)
+    different = [row for row in rows if not row.same]
+    if different or not given.differences:
+        print(table(different if given.differences else rows))
+    print(f"{len(rows)} settings resolved, {len(different)} not as asked")
+    return 1 if different else 0
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; ``words`` None: those of the command line. Returns the exit code."""
+    try:
+        given = build_parser().parse_args(words)
+        return {"plan": plan, "write": write, "check": check}[given.command](given)
+    except (SpecError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What a launch script would start: the script is executed, with launchers that only write down what they are given.
+
+So the shell itself does the quoting, the defaults and the paths, as it will on the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
+STAND_IN = """#!/bin/sh
+printf '%s\\0' "${0##*/}" "$@" > "$WRITE_DOWN/arguments"
+env --null > "$WRITE_DOWN/environment"
+"""
+
+
+class Started(NamedTuple):
+    """What a script started: the launcher with its arguments, and the environment it saw."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def resolve(script: Path, **environment: str) -> Started:
+    """Execute ``script`` in the current folder with stand-ins for the launchers; ``environment`` as a cluster sets it.
+
+    Raises:
+        RuntimeError: the script failed, or started none of the launchers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in LAUNCHERS:
+            stand_in = Path(folder, name)
+            stand_in.write_text(STAND_IN)
+            stand_in.chmod(0o755)
+        known = {name: os.environ[name] for name in ("HOME", "LANG", "PYTHONPATH", "TMPDIR") if name in os.environ}
+        path = os.pathsep.join((folder, str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+        done = subprocess.run(
+            ["bash", str(script)],
+            env=known | {"PATH": path, "WRITE_DOWN": folder} | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=120,
+        )
+        complaint = done.stderr.decode(errors="replace").strip()
+        if done.returncode:
+            raise RuntimeError(f"the script ended with exit code {done.returncode}: {complaint}")
+        if not Path(folder, "arguments").exists():
+            raise RuntimeError(f"the script started none of {', '.join(LAUNCHERS)}: {complaint}")
+        arguments, variables = (_words(Path(folder, name)) for name in ("arguments", "environment"))
+        return Started(arguments, dict(variable.split("=", 1) for variable in variables))
+
+
+def _words(file: Path) -> list[str]:
+    return file.read_bytes().decode("utf-8", "surrogateescape").split("\0")[:-1]

@@ -1,0 +1,34 @@
+"""A spec from a YAML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from course_utils.launch.errors import SpecError
+from course_utils.launch.spec import Spec
+
+
+def read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, not yet validated.
+
+    Raises:
+        SpecError: the file cannot be read, is no YAML, or is no mapping of fields to values.
+    """
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"spec={str(path)!r} cannot be read ({error.strerror}); allowed: a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"spec={str(path)!r} is no YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise SpecError(f"spec={str(path)!r} holds no fields; allowed: lines such as `nodes: 2`")
+    return fields
+
+
+def read_spec(path: str | os.PathLike[str]) -> Spec:
+    """The spec in a YAML file; raises SpecError as ``read_fields`` and ``Spec`` do."""
+    return Spec(**read_fields(path))
