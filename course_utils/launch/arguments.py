@@ -52,8 +52,8 @@ def _batch_sum(spec: Spec) -> str:
 
 def _recomputation(spec: Spec) -> Flag:
     if spec.is_fsdp:
-        return Flag("--gradient_checkpointing=False", "FSDP recomputes activations by its own setting; both raise")
-    return Flag(f"--gradient_checkpointing={spec.checkpointing}", "recompute activations; TRL's default is True")
+        return Flag("--activation_checkpointing=False", "FSDP recomputes them by its own setting; both raise")
+    return Flag(f"--activation_checkpointing={spec.checkpointing}", "said either way: TRL's default is True")
 
 
 def _model_flags(spec: Spec) -> list[Flag]:

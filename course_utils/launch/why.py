@@ -33,7 +33,7 @@ FSDP = {
     "transformer_layer_cls_to_wrap": "one string, commas between classes; a YAML list becomes garbage names",
     "state_dict_type": "each rank saves its own part; FULL gathers everything on rank 0",
     "cpu_ram_efficient_loading": "only rank 0 reads the checkpoint, the others receive their part",
-    "activation_checkpointing": "FSDP's own; never together with gradient_checkpointing",
+    "activation_checkpointing": "FSDP's own; never together with TrainingArguments' activation_checkpointing",
     "offload_params": "parameters, gradients and optimizer state wait in host memory",
     "cpu_offload": "parameters, gradients and optimizer state wait in host memory",
     "backward_prefetch": "gather the next layer while this one computes",
