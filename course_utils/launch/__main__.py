@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
@@ -52,16 +52,28 @@ def build_parser() -> Parser:
         unit = field.json_schema_extra["unit"]
         default = json.dumps(field.default, ensure_ascii=False)
         text = f"{field.description}{f' [{unit}]' if unit else ''} (default: {default})".replace("%", "%%")
-        metavar = "VALUE" if name not in ("arguments", "hosts") else "[A, B, ...]"
-        group.add_argument(f"--{name}", metavar=metavar, default=argparse.SUPPRESS, help=text)
-    commands.add_parser("plan", parents=[fields], help="memory, speed and cost: does it fit?")
-    write = commands.add_parser("write", parents=[fields], help="write the launch files")
+        group.add_argument(f"--{name}", metavar=_metavar(field), default=argparse.SUPPRESS, help=text)
+    usage = f"{parser.prog} %s [--spec FILE] [--FIELD VALUE ...]"
+    commands.add_parser("plan", parents=[fields], help="memory, speed and cost: does it fit?", usage=usage % "plan")
+    write = commands.add_parser(
+        "write",
+        parents=[fields],
+        help="write the launch files",
+        usage=usage % "write" + " [--folder FOLDER] [--overwrite]",
+    )
     write.add_argument("--folder", default="launch", help="where to (default: launch)")
     write.add_argument("--overwrite", action="store_true", help="replace launch files that are there")
     check = commands.add_parser("check", help="compare launch files with the spec.yaml beside them")
     check.add_argument("folder", nargs="?", default="launch", help="folder of launch files (default: launch)")
     check.add_argument("--differences", action="store_true", help="print only what differs")
     return parser
+
+
+def _metavar(field: Any) -> str:
+    """What may stand behind a flag: the allowed words, a list, or any value."""
+    if get_origin(field.annotation) is Literal:
+        return "{" + ",".join(get_args(field.annotation)) + "}"
+    return "[A, B, ...]" if isinstance(field.default, tuple) else "VALUE"
 
 
 def read_spec(given: argparse.Namespace) -> Spec:
@@ -75,9 +87,10 @@ def read_spec(given: argparse.Namespace) -> Spec:
 
 
 def plan(given: argparse.Namespace) -> int:
+    spec = read_spec(given)
     from course_utils.launch.plan import plan as plan_of
 
-    found = plan_of(read_spec(given))
+    found = plan_of(spec)
     print(found.table())
     return 0 if found.fits else 1
 
