@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from course_utils.launch import values
+from course_utils.launch import cloud, values
 from course_utils.launch.errors import SpecError
 from course_utils.launch.spec import Spec
 from course_utils.launch.templating import fill
@@ -53,6 +53,12 @@ FILES: tuple[LaunchFile, ...] = (
     LaunchFile("deepspeed.json", "ZeRO, for every launcher", values.deepspeed_json, _deepspeed),
     LaunchFile("deepspeed.sh", "starts one machine's processes with deepspeed", values.deepspeed_sh, _deepspeed),
     LaunchFile("hostfile", "machines and processes, for deepspeed.sh", values.hostfile, _deepspeed),
+    LaunchFile("sagemaker_v3.py", "starts the run on Amazon SageMaker with SDK 3", cloud.sagemaker_values),
+    LaunchFile("sagemaker_v2.py", "the same with SDK 2", cloud.sagemaker_v2_values),
+    LaunchFile("sagemaker_entry.py", "what SageMaker starts on every rank", cloud.entry_values),
+    LaunchFile("trainjob.yaml", "Kubernetes, with Kubeflow Trainer", cloud.trainjob_values),
+    LaunchFile("skypilot.yaml", "any cloud, with SkyPilot", cloud.skypilot_values),
+    LaunchFile("ray_train.py", "a Ray cluster, with Ray Train", cloud.ray_values),
     LaunchFile(
         "README.md",
         "how to start each file",

@@ -1,0 +1,142 @@
+"""What the cloud templates print: names that each service accepts, machines it offers, and numbers it may change.
+
+The files for SageMaker, Kubernetes, SkyPilot and Ray hold no account, bucket, role or token: those are arguments or
+environment variables of whoever starts them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from course_utils.launch import arguments, settings
+from course_utils.launch.spec import Spec
+
+# GPUs of one machine -> SageMaker training instances with exactly so many, the cheapest first. Names: the API's
+# TrainingInstanceType; GPUs per instance: https://aws.amazon.com/sagemaker/ai/pricing/ ("accelerated computing").
+INSTANCES: dict[str, dict[int, str]] = {
+    "H200-141GB": {8: "ml.p5en.48xlarge"},
+    "H100-80GB": {1: "ml.p5.4xlarge", 8: "ml.p5.48xlarge"},
+    "A100-80GB": {8: "ml.p4de.24xlarge"},
+    "A100-40GB": {8: "ml.p4d.24xlarge"},
+    "L40S-48GB": {1: "ml.g6e.2xlarge", 4: "ml.g6e.12xlarge", 8: "ml.g6e.48xlarge"},
+    "A10G-24GB": {1: "ml.g5.2xlarge", 4: "ml.g5.12xlarge", 8: "ml.g5.48xlarge"},
+    "L4-24GB": {1: "ml.g6.2xlarge", 4: "ml.g6.12xlarge", 8: "ml.g6.48xlarge"},
+    "V100-16GB": {1: "ml.p3.2xlarge", 4: "ml.p3.8xlarge", 8: "ml.p3.16xlarge"},
+    "T4-16GB": {1: "ml.g4dn.2xlarge", 4: "ml.g4dn.12xlarge"},
+}
+CPU_INSTANCE = "ml.c5.4xlarge"  # 16 processor cores: the rehearsal
+
+# SkyPilot's names, which its catalogues of all clouds share (`sky show-gpus`).
+ACCELERATORS = {gpu: gpu.split("-")[0] for gpu in INSTANCES} | {"A100-80GB": "A100-80GB", "A100-40GB": "A100"}
+
+SAGEMAKER_CHECKPOINTS = "/opt/ml/checkpoints"  # SageMaker keeps this folder and an S3 prefix equal, both ways
+KUBERNETES_OUTPUT = "/output"  # where the TrainJob mounts its claim
+LEFT_AT_HOME = (".git", ".venv", ".env", "__pycache__", ".cache", ".ipynb_checkpoints", "runs", "ray_results", "wandb")
+
+
+def job_name(spec: Spec) -> str:
+    """The job's name as an RFC 1035 label (Kubernetes, SageMaker), short enough for what they append to it."""
+    name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")
+    name = name if name[:1].isalpha() else f"job-{name}"
+    return name[:40].rstrip("-")
+
+
+def sky_name(spec: Spec) -> str:
+    """The job's name as SkyPilot accepts it: at most two of ``. _ -`` in a row, none at the end."""
+    return re.sub(r"([._-]{2})[._-]+", r"\1", spec.name).rstrip("._-")
+
+
+def instance_type(spec: Spec) -> str:
+    """The SageMaker instance of one machine of the spec; empty where there is none (see ``no_instance``)."""
+    return CPU_INSTANCE if spec.device == "cpu" else INSTANCES[spec.gpu].get(spec.gpus_per_node, "")
+
+
+def no_instance(spec: Spec) -> str:
+    """Why ``instance_type`` is empty, in one sentence; empty where it is not.
+
+    The spec is good elsewhere, so this is no ``SpecError``: the other files are written, and SageMaker's say this when
+    they are started without ``--instance-type``.
+    """
+    if instance_type(spec):
+        return ""
+    offered = " or ".join(str(number) for number in INSTANCES[spec.gpu])
+    return (
+        f"gpus_per_node={spec.gpus_per_node} is not offered by SageMaker with gpu={spec.gpu!r}; "
+        f"allowed: {offered}, or --instance-type with an instance of your choice"
+    )
+
+
+def hyperparameters(spec: Spec) -> dict[str, int]:
+    """The numbers that a tuning job or SageMaker's console may change; text stays in the entry point.
+
+    SDK 3 writes hyperparameters into a shell script between single quotes without escaping them
+    (``sagemaker/train/container_drivers/scripts/environment.py``): a quote in a text would end up as commands.
+    """
+    if not spec.trainer_flags:
+        return {}
+    return {
+        "per_device_train_batch_size": spec.micro_batch,
+        "gradient_accumulation_steps": spec.accumulation_steps,
+        "max_steps": spec.max_steps,
+    }
+
+
+def sagemaker_values(spec: Spec, folder: str) -> dict[str, Any]:
+    return {
+        "job": job_name(spec),
+        "instance_type": instance_type(spec),
+        "no_instance": no_instance(spec),
+        "hyperparameters": hyperparameters(spec),
+        "checkpoints": SAGEMAKER_CHECKPOINTS,
+        "left_at_home": list(LEFT_AT_HOME),
+    }
+
+
+def sagemaker_v2_values(spec: Spec, folder: str) -> dict[str, Any]:
+    """SDK 2 starts one process per GPU, and knows no other number: no rehearsal on a CPU."""
+    found = sagemaker_values(spec, folder)
+    if spec.device == "cpu":
+        found["instance_type"] = ""
+        found["no_instance"] = "device='cpu' is not for SDK 2, which counts GPUs; allowed: sagemaker_v3.py"
+    return found
+
+
+def entry_values(spec: Spec, folder: str) -> dict[str, Any]:
+    """SageMaker's entry point: output goes to the folder that SageMaker copies to S3."""
+    there = spec.but(output_dir=SAGEMAKER_CHECKPOINTS) if spec.trainer_flags else spec
+    return _program_values(there) | {"stop_after": spec.time_limit * 60 - spec.warning}
+
+
+def ray_values(spec: Spec, folder: str) -> dict[str, Any]:
+    return _program_values(spec)
+
+
+def _program_values(spec: Spec) -> dict[str, Any]:
+    """The program and its arguments, for files that run it inside their own process (``_program.py.j2``)."""
+    kind = "fsdp" if spec.is_fsdp else "deepspeed" if spec.is_deepspeed else ""
+    variables = settings.environment_variables(spec, "torchrun")
+    config_variable = variables.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    return {
+        "job": job_name(spec),
+        "program": arguments.program(spec),
+        "flags": arguments.flags(spec),
+        "config_flags": kind if arguments.config_flags(spec) else "",
+        "variables": variables,
+        "config_variable": config_variable,
+    }
+
+
+def trainjob_values(spec: Spec, folder: str) -> dict[str, Any]:
+    # Kubernetes replaces $(NAME) in arguments; $$ is its way to write a dollar sign.
+    script = f"{folder}/torchrun.sh".replace("$", "$$")
+    return {
+        "job": job_name(spec),
+        "script": script,
+        "mount": KUBERNETES_OUTPUT,
+        "output": f"{KUBERNETES_OUTPUT}/{job_name(spec)}",
+    }
+
+
+def skypilot_values(spec: Spec, folder: str) -> dict[str, Any]:
+    return {"job": sky_name(spec), "accelerator": ACCELERATORS[spec.gpu], "script": f"{folder}/torchrun.sh"}
