@@ -6,7 +6,7 @@ that holds it is imported (nothing is imported here, so an ordinary Python start
 
 * accelerate: a CPU run is labelled MULTI_CPU, and FSDP and DeepSpeed are considered for other labels only;
 * FSDP1: gathering a full state dict moves parameters to the CPU, and fails where they already are;
-* FSDP2: offloading pins host memory, which needs a GPU's driver;
+* FSDP1 and FSDP2: offloading pins host memory, which needs a GPU's driver;
 * DeepSpeed: looks for C++ operators to build (a minute of g++ for shared memory), and counts one rank before its
   own ``init_distributed``.
 
@@ -34,6 +34,7 @@ def accelerate_state(module):
         wants_fsdp = options.get("fsdp_plugin") is not None or flag("ACCELERATE_USE_FSDP")
         if wants_fsdp and ranks.distributed_type == kinds.MULTI_CPU:
             shared["distributed_type"] = kinds.MULTI_GPU  # a label: the device stays the CPU, the backend gloo
+            shared["device"] = module.torch.device("cpu")  # not "cpu:0", which FSDP1 takes for another device
         cpu_flag = os.environ.pop("ACCELERATE_USE_CPU", None)  # it would rule DeepSpeed out
         try:
             state_init(self, mixed_precision, cpu and not flag("ACCELERATE_USE_DEEPSPEED"), *arguments, **options)
@@ -49,15 +50,24 @@ def flag(name):
 
 
 def fsdp1_flat_parameter(module):
-    """``to_cpu`` of a parameter that is on the CPU: nothing to do."""
+    """``to_cpu`` of a parameter that is on the CPU: nothing to do; an offloaded shard is not pinned."""
     from contextlib import nullcontext
 
-    move = module.FlatParamHandle.to_cpu
+    handle, tensor = module.FlatParamHandle, module.torch.Tensor
+    move, set_up = handle.to_cpu, handle.init_flat_param_attributes
 
     def to_cpu(self):
         return nullcontext() if self.flat_param.device.type == "cpu" else move(self)
 
-    module.FlatParamHandle.to_cpu = to_cpu
+    def set_up_unpinned(self):
+        pin = tensor.pin_memory
+        tensor.pin_memory = lambda memory, *device: memory
+        try:
+            set_up(self)
+        finally:
+            tensor.pin_memory = pin
+
+    handle.to_cpu, handle.init_flat_param_attributes = to_cpu, set_up_unpinned
 
 
 def fsdp2_offload(module):
