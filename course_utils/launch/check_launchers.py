@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
+
 from course_utils.launch import check_program, settings
 from course_utils.launch.check import Row, guarded
 from course_utils.launch.check_program import Program
@@ -108,14 +110,12 @@ def _ignored(spec: Spec, args: Any, config: Any, parser: Any) -> Iterable[Row]:
     sections = (config.fsdp_config, config.parallelism_config, config.deepspeed_config)
     unread = [key for section in sections for key in section if key not in known]
     yield Row(file, "keys that nobody reads", [], unread)
+    written = yaml.safe_load(Path(args.config_file).read_text(encoding="utf-8"))
     overridden = [
         name
-        for name in ("rdzv_backend", "same_network", "num_processes", "num_machines", "main_process_port", "use_cpu")
-        if name not in args.nondefault and getattr(config, name) != getattr(args, name)
-        if not (
-            name in ("rdzv_backend", "same_network")
-            and getattr(config, name) == type(config).__dataclass_fields__[name].default
-        )
+        for name, value in written.items()
+        if name in ("rdzv_backend", "same_network")  # the command line's defaults win over them
+        or (hasattr(args, name) and name not in args.nondefault and getattr(args, name) != value)
     ]
     yield Row(file, "settings that are ignored", [], overridden)
     yield Row(file, "processes divide by machines", 0, args.num_processes % args.num_machines)
@@ -127,6 +127,7 @@ def _deepspeed_json(spec: Spec, folder: Path) -> Iterable[Row]:
 
     file = "deepspeed.json"
     text = (folder / file).read_text(encoding="utf-8")
+    yield Row(file, '"auto" values', 0, text.count('"auto"'))
     with mock.patch.multiple(deepspeed_config.dist, get_rank=lambda *_: 0, get_world_size=lambda *_: spec.world_size):
         config = deepspeed_config.DeepSpeedConfig(json.loads(text))
     yield Row(file, "train_batch_size", spec.effective_batch, config.train_batch_size)
@@ -145,7 +146,6 @@ def _deepspeed_json(spec: Spec, folder: Path) -> Iterable[Row]:
     yield Row(file, "bf16 alone", spec.precision == "bf16_weights", bf16.bf16_master_weights_and_grads)
     yield Row(file, "bf16 optimizer state", spec.precision == "bf16_weights", bf16.bf16_optimizer_states)
     yield Row(file, "fp16", spec.precision == "fp16", config.float16_config.enabled)
-    yield Row(file, '"auto" values', 0, text.count('"auto"'))
 
 
 def _deepspeed(spec: Spec, folder: Path) -> Iterable[Row]:
