@@ -68,6 +68,7 @@ def fsdp1_flat_parameter(module):
             tensor.pin_memory = pin
 
     handle.to_cpu, handle.init_flat_param_attributes = to_cpu, set_up_unpinned
+    module.torch.cpu.Stream.synchronize = lambda stream: None  # the CPU's streams are empty shells without it
 
 
 def fsdp2_offload(module):
