@@ -66,6 +66,8 @@ class Spec(BaseModel):
     gpus_per_node: int = of(8, "processes per machine, one per GPU", "GPUs", ge=1, le=64)
     gpu: rules.Gpu = of("H100-80GB", "kind of GPU: its memory, speed and links")
     gpu_memory: float | None = of(None, "memory of one GPU, where it differs from the kind's", "GiB", gt=0)
+    cpus_per_gpu: int = of(4, "processor cores per process: its own and its data loader's", "cores", ge=1, le=256)
+    network: float | None = of(None, "bandwidth between machines; None: usual for the GPU", "GB/s per machine", gt=0)
     host_memory: float | None = of(None, "memory of one machine; None: not checked", "GiB", gt=0)
     device: Literal["cuda", "cpu"] = of("cuda", "cpu starts the same run on processor cores with gloo: a rehearsal")
     # the numbers

@@ -1,0 +1,164 @@
+"""What one forward pass leaves in memory for the backward pass, in bytes (lesson 15).
+
+Derived from what autograd saves under torch 2.13 and transformers 5.23 with SDPA attention, tensor by tensor, and
+tested against ``torch.distributed._tools.mem_tracker.MemTracker`` on real models. The classic sum for a GPT in 16 bit,
+``s b h (34 + 5 a s / h)`` bytes a layer (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
+Transformer Models", equation 1), differs in four ways: SDPA keeps no score matrix, most models have no dropout, a
+gated MLP keeps four wide tensors, and autocast keeps one 16-bit copy of an input per linear layer that reads it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from course_utils.launch.shapes import ModelShape, linears
+from course_utils.launch.spec import Spec
+
+FP32 = 4  # bytes
+LOG_SUM_EXP = 4  # bytes per token and head that flash attention keeps instead of the scores
+
+
+class Kept(NamedTuple):
+    """How intermediate results are kept.
+
+    ``compute``: bytes of a number in matrix multiplications; ``residual``: of one in the sum that runs through the
+    layers; ``cast``: bytes of the copy that each linear layer makes of its input, 0 where all share one.
+    """
+
+    compute: int
+    residual: int
+    cast: int
+
+
+def kept(spec: Spec) -> Kept:
+    """Bytes per number under the spec's precision and strategy.
+
+    Plain DDP runs bf16 and fp16 as autocast over fp32 weights: the embedding's fp32 numbers run through all layers and
+    each linear layer casts its input anew. FSDP (``MixedPrecisionPolicy(param_dtype=bf16)``) and DeepSpeed hand the
+    layers 16-bit weights, so that everything between them is 16-bit too.
+    """
+    if spec.precision == "fp32":
+        return Kept(FP32, FP32, 0)
+    if spec.strategy == "ddp" and spec.precision != "bf16_weights":
+        return Kept(2, FP32, 2)
+    # peft keeps adapters of 16-bit models in fp32 (autocast_adapter_dtype=True) and casts each input to it, except
+    # where FSDP's policy or DeepSpeed casts the adapters themselves to 16 bit.
+    fp32_adapters = spec.lora_rank > 0 and spec.precision == "bf16_weights" and not spec.is_deepspeed
+    return Kept(2, 2, FP32 if fp32_adapters else 0)
+
+
+def norm(width: int, how: Kept, shape: ModelShape, trained: bool = True) -> int:
+    """Bytes per token that a norm keeps.
+
+    ``nn.LayerNorm`` keeps its input. transformers' RMSNorm is written out in Python: it keeps its input in fp32 (a
+    copy, where the input is 16-bit) and, for the gradient of its weight, the normalised input.
+    """
+    if shape.norm == "layer":
+        return width * how.residual
+    return width * (FP32 + (how.residual if trained else 0))
+
+
+def attention(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 1, padded: bool = False) -> int:
+    """Bytes per token between the projections: queries, keys, values, the output, and a sum per head.
+
+    FlashAttention recomputes the scores (Dao et al. 2022, algorithm 4), so nothing grows with the square of the
+    sequence length. Rotated queries and keys are new tensors; the fused matrix they were cut from stays for the values.
+    A padding mask makes transformers repeat the key-value heads (``use_gqa_in_sdpa``); for the mask see ``mask``.
+    """
+    q, kv = shape.query_size, shape.key_value_size
+    wide = how.compute * (2 * q + 2 * (q if padded else kv)) + LOG_SUM_EXP * shape.num_attention_heads
+    if shape.fused_projections and shape.rotary:
+        wide += how.compute * (q + kv)
+    if shape.qk_norm:
+        wide += (q + kv) * (FP32 + (how.compute if trained else 0))
+    return wide // shards
+
+
+def mask(spec: Spec, how: Kept) -> int:
+    """Bytes per token of a layer's padding mask: SDPA turns it into 16-bit numbers, (B, 1, T, T), in every layer."""
+    return how.compute * spec.sequence_length if is_padded(spec) else 0
+
+
+def is_padded(spec: Spec) -> bool:
+    """A batch of several sequences is taken to be padded: the safe side. A single one needs no mask."""
+    return spec.micro_batch > 1 and spec.context_parallel == 1
+
+
+def mlp(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 1) -> int:
+    """Bytes per token of the wide tensors: gate, up, activated gate, and their product; ungated: before and after.
+
+    GPT-2's ``gelu_new`` is written out in Python and keeps five. The last one is the input of the down projection,
+    which frozen weights do not need (their adapter keeps its own copy, see ``inputs``).
+    """
+    tensors = 4 if shape.gated_mlp else 5 if shape.activation == "gelu_new" else 2
+    return how.compute * shape.intermediate_size * (tensors - (0 if trained or not how.cast else 1)) // shards
+
+
+def inputs(shape: ModelShape, how: Kept, lora_rank: int = 0, shards: int = 1) -> int:
+    """Bytes per token of the inputs of the linear layers that are not counted elsewhere.
+
+    Under autocast every linear layer keeps a 16-bit copy of its own; otherwise those that read the same tensor share
+    it, and the inputs of the output and down projections are attention's and the MLP's results.
+    """
+    rank = lora_rank * len(linears(shape)) * (how.cast or how.compute)
+    if not how.cast:
+        return 2 * shape.hidden_size * how.compute + rank
+    of_norms = sum(width for width, _ in _readers_of_norms(shape)) * how.cast
+    if not lora_rank:
+        return of_norms
+    return of_norms + (shape.query_size + shape.intermediate_size) * how.cast // shards + rank
+
+
+def _readers_of_norms(shape: ModelShape) -> list[tuple[int, int]]:
+    """Linear layers that read a norm's output: all but the output and the down projection."""
+    matrices = linears(shape)
+    attention_matrices = 1 if shape.fused_projections else 3
+    return matrices[:attention_matrices] + matrices[attention_matrices + 1 : -1]
+
+
+def layer(spec: Spec, shape: ModelShape) -> int:
+    """Bytes per token that one layer keeps without checkpointing; tensor parallel ranks divide heads and MLP."""
+    how, trained, shards = kept(spec), not spec.lora_rank, spec.tensor_parallel
+    return (
+        2 * norm(shape.hidden_size, how, shape, trained)
+        + inputs(shape, how, spec.lora_rank, shards)
+        + attention(shape, how, trained, shards, is_padded(spec))
+        + mask(spec, how)
+        + mlp(shape, how, trained, shards)
+    )
+
+
+def tokens(spec: Spec) -> int:
+    """Tokens that one GPU holds in a forward pass; context parallel ranks share a sequence."""
+    return spec.micro_batch * spec.sequence_length // spec.context_parallel
+
+
+def stored(spec: Spec, shape: ModelShape) -> int:
+    """Bytes of activations at the end of the forward pass.
+
+    With checkpointing only each layer's input is left (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+    Cost", with every layer as a segment). The final norm and the input of the output layer are kept once.
+    """
+    how = kept(spec)
+    one = how.residual * shape.hidden_size if spec.checkpointing else layer(spec, shape)
+    rows = shape.hidden_size * (how.compute if not spec.lora_rank else 0) if shape.lm_head else 0
+    last = norm(shape.hidden_size, how, shape, not spec.lora_rank) + rows
+    return tokens(spec) * (shape.num_hidden_layers * one + last)
+
+
+def live_layer(spec: Spec, shape: ModelShape) -> int:
+    """Bytes of the one layer whose backward pass runs: its activations and the gradients of its widest tensors."""
+    how = kept(spec)
+    gradients = how.compute * shape.intermediate_size * 2 // spec.tensor_parallel + how.residual * shape.hidden_size
+    return tokens(spec) * (layer(spec, shape) + gradients)
+
+
+def logits(spec: Spec, shape: ModelShape) -> int:
+    """Bytes of the scores over the vocabulary when the loss is differentiated: three fp32 tensors.
+
+    transformers' ``ForCausalLMLoss`` upcasts to fp32. ``log_softmax`` keeps its result; its backward pass holds that,
+    the gradient that comes in and the one that goes out: 12 bytes a score, against 10 in the forward pass.
+    """
+    if not shape.lm_head:
+        return 0
+    return tokens(spec) * shape.vocab_size * 3 * FP32

@@ -1,0 +1,272 @@
+"""What lies on each GPU, in bytes, at the moments of a training step when memory is tightest (lesson 15).
+
+Memory is not one sum: activations shrink while gradients grow. So four moments are computed and the largest counts:
+
+- ``loss``: all activations are there, the loss is being differentiated, no gradients yet;
+- ``last layer``: the backward pass enters the last layer (with checkpointing: recomputes it);
+- ``first layer``: the backward pass leaves through the first layer, almost all gradients are there;
+- ``step``: the optimizer updates the weights.
+
+The model states follow Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
+section 3 and figure 1, with the byte sizes of the pinned torch, accelerate and DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from course_utils.launch import activations
+from course_utils.launch.shapes import (
+    ModelShape,
+    adapter_parameters,
+    linears,
+    parameter_count,
+    vocabulary_parameters,
+)
+from course_utils.launch.settings import BUCKET
+from course_utils.launch.spec import Spec
+
+GIB = 2**30
+CONTEXT = 0.8 * GIB  # CUDA context, cuBLAS workspaces and NCCL's channels: an assumption, 0.5-1 GiB is usual
+FRAGMENTATION = 0.05  # of what is allocated: an assumption about torch's caching allocator
+ZERO3_LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered weights kept for reuse
+MOMENTS = ("loss", "last layer", "first layer", "step")
+COMPONENTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "master copies",
+    "buckets",
+    "gathered units",
+    "autocast copies",
+    "activations",
+    "logits",
+    "margin",
+)
+
+
+class Bytes(NamedTuple):
+    """Bytes per parameter: of the weight as stored and as gathered for a computation, its gradient, fp32 copy, moments."""
+
+    weight: int
+    gathered: int
+    gradient: int
+    master: int
+    optimizer: int
+
+
+def bytes_of(spec: Spec) -> Bytes:
+    """Bytes per trained parameter before sharding, AdamW.
+
+    Sources: accelerate 1.15 (``fsdp2_prepare_model`` upcasts trained weights to fp32 under mixed precision; its policy
+    computes and reduces in 16 bit), DeepSpeed 0.19 (``single_partition_of_fp32_groups`` is an fp32 copy even of fp32
+    weights; with ``bf16_master_weights_and_grads`` and ``bf16_optimizer_states`` nothing is fp32).
+    """
+    if spec.is_deepspeed:
+        if spec.precision == "fp32":
+            return Bytes(4, 4, 4, 4, 8)
+        return Bytes(2, 2, 2, 2, 4) if spec.precision == "bf16_weights" else Bytes(2, 2, 2, 4, 8)
+    if spec.precision == "bf16_weights":
+        # peft keeps the adapters of a 16-bit model in fp32 (autocast_adapter_dtype=True).
+        return Bytes(4, 4, 4, 0, 8) if spec.lora_rank else Bytes(2, 2, 2, 0, 4)
+    return Bytes(4, 4 if spec.precision == "fp32" else 2, 4, 0, 8)
+
+
+def frozen_bytes(spec: Spec) -> int:
+    """Bytes of a weight that LoRA leaves alone: the model's own type."""
+    return 2 if spec.precision == "bf16_weights" or spec.is_deepspeed and spec.precision != "fp32" else 4
+
+
+class Parameters(NamedTuple):
+    """How many parameters this GPU deals with, after tensor parallelism and before sharding."""
+
+    trained: int
+    frozen: int
+    layer: int
+    outside: int  # embedding, output layer, final norm: FSDP's last unit
+    matrices: int  # what autocast copies to 16 bit: all matrix multiplications
+
+
+def parameters(spec: Spec, shape: ModelShape) -> Parameters:
+    """Counts per tensor-parallel rank; the embedding stays whole, as in transformers' ``base_model_tp_plan``."""
+    tp = spec.tensor_parallel
+    one = sum(inputs * outputs for inputs, outputs in linears(shape))
+    layer = one // tp + shape.layer_other
+    output = shape.vocab_size * shape.hidden_size if shape.lm_head else 0
+    outside = vocabulary_parameters(shape) + shape.other
+    if shape.lm_head and not shape.tie_word_embeddings:
+        outside -= output - output // tp
+    everything = shape.num_hidden_layers * layer + outside
+    adapters = adapter_parameters(shape, spec.lora_rank) if spec.lora_rank else 0
+    matrices = shape.num_hidden_layers * one // tp + output // tp
+    if spec.lora_rank:
+        layer += adapters // shape.num_hidden_layers
+        return Parameters(adapters, everything, layer, outside, matrices + adapters)
+    return Parameters(everything, 0, layer, outside, matrices)
+
+
+def shards(spec: Spec) -> int:
+    """GPUs that divide one copy of the state: context parallel ranks too, tensor parallel ranks and replicas not."""
+    return 1 if spec.strategy == "ddp" else spec.world_size // (spec.tensor_parallel * spec.replicas)
+
+
+def share(count: int, parts: int) -> int:
+    """Elements on the rank that has most of them."""
+    return -(-count // parts)
+
+
+def weights(spec: Spec, count: Parameters) -> int:
+    """Weights as they are stored; sharded by FSDP and ZeRO-3."""
+    parts = shards(spec) if spec.is_fsdp or spec.strategy == "zero3" else 1
+    return share(count.trained, parts) * bytes_of(spec).weight + share(count.frozen, parts) * frozen_bytes(spec)
+
+
+def gradients(spec: Spec, count: Parameters) -> int:
+    """Gradients after the backward pass: whole in DDP and ZeRO-1, else this rank's part (ZeRO paper, section 5.2)."""
+    parts = 1 if spec.strategy in ("ddp", "zero1") else shards(spec)
+    return share(count.trained, parts) * bytes_of(spec).gradient
+
+
+def unsharded_gradients(spec: Spec, count: Parameters) -> int:
+    """Gradients that wait for the last micro-batch: FSDP under ``no_sync``, as transformers' Trainer accumulates.
+
+    Each rank adds up whole gradients in the type of the computation and reduces once. ZeRO-2 and 3 reduce every time.
+    """
+    if not spec.is_fsdp or spec.accumulation_steps == 1 or spec.data_parallel_size == 1:
+        return 0
+    return count.trained * bytes_of(spec).gathered
+
+
+def optimizer(spec: Spec, count: Parameters) -> int:
+    """AdamW's two moments (Kingma & Ba 2015, algorithm 1); sharded by everything but DDP."""
+    return share(count.trained, shards(spec)) * bytes_of(spec).optimizer
+
+
+def master_copies(spec: Spec, count: Parameters) -> int:
+    """DeepSpeed's own copy of the weights for the update, sharded from stage 1 on (ZeRO paper, section 3.1)."""
+    return share(count.trained, shards(spec)) * bytes_of(spec).master
+
+
+def step_gradients(spec: Spec, count: Parameters) -> int:
+    """DeepSpeed casts this rank's gradients to the master copies' type for the update (``single_grad_partition``)."""
+    if not spec.is_deepspeed or bytes_of(spec).gradient == bytes_of(spec).master:
+        return 0
+    return share(count.trained, shards(spec)) * bytes_of(spec).master
+
+
+def buckets(spec: Spec, count: Parameters) -> int:
+    """Flat buffers for communication.
+
+    DDP's reducer holds a copy of all gradients (``gradient_as_bucket_view=False``, torch's default). DeepSpeed reduces
+    ``reduce_bucket_size`` elements at a time, in two buffers where communication overlaps (``overlap_comm``).
+    """
+    if spec.world_size == 1:
+        return 0
+    if spec.strategy == "ddp":
+        return count.trained * bytes_of(spec).gradient
+    if spec.is_deepspeed:
+        return 2 * min(BUCKET, count.trained) * bytes_of(spec).gradient
+    return 0
+
+
+def gathered(spec: Spec, count: Parameters, moment: str) -> int:
+    """Weights gathered from the other ranks, and gradients not yet reduced.
+
+    FSDP gathers a layer at a time and, in the backward pass, the next one while one is computed: two units, and a
+    whole gradient of one. What is outside the layers (embedding, output layer) is the last unit and stays gathered
+    from the forward to the backward pass. Without resharding everything stays. ZeRO-3 keeps up to
+    ``stage3_max_live_parameters``.
+    """
+    each = frozen_bytes(spec) if spec.precision == "bf16_weights" else bytes_of(spec).gathered
+    if moment == "step" or not (spec.is_fsdp or spec.strategy == "zero3"):
+        return 0
+    if shards(spec) == 1:
+        return 0
+    everything = count.trained + count.frozen
+    if spec.strategy == "zero3":
+        return min(everything, ZERO3_LIVE) * each
+    gradient = 0 if moment == "loss" or spec.lora_rank else count.layer * each
+    if not spec.reshard_after_forward and moment != "first layer":
+        return everything * each + gradient
+    units = {"loss": count.layer + count.outside, "last layer": 2 * count.layer + count.outside}
+    return units.get(moment, 2 * count.layer) * each + gradient
+
+
+def autocast_copies(spec: Spec, count: Parameters, moment: str) -> int:
+    """16-bit copies of fp32 weights that autograd keeps from the forward to the backward pass under plain DDP.
+
+    https://docs.pytorch.org/docs/stable/amp.html; with checkpointing only the layer in work and the output layer.
+    """
+    if spec.strategy != "ddp" or spec.precision not in ("bf16", "fp16"):
+        return 0
+    if moment == "loss" and not spec.checkpointing:
+        return 2 * count.matrices
+    return {"loss": 2 * count.outside, "step": 0}.get(moment, 2 * count.layer)
+
+
+def on_gpu(spec: Spec, shape: ModelShape) -> dict[str, dict[str, int]]:
+    """Bytes on each GPU: ``{moment: {component: bytes}}``, for the moments and components of this module."""
+    return {moment: _at(moment, spec, shape, parameters(spec, shape)) for moment in MOMENTS}
+
+
+def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters) -> dict[str, int]:
+    forward, offloads = activations.stored(spec, shape), spec.offload != "none"
+    waiting = unsharded_gradients(spec, count)
+    found = {
+        "weights": 0 if spec.offload == "all" else weights(spec, count),
+        "gradients": _gradients_at(moment, spec, count),
+        "optimizer": 0 if offloads else optimizer(spec, count),
+        "master copies": 0 if offloads else master_copies(spec, count),
+        "buckets": buckets(spec, count),
+        "gathered units": gathered(spec, count, moment) + (waiting if moment != "step" else 0),
+        "autocast copies": autocast_copies(spec, count, moment),
+        "activations": {
+            "loss": forward,
+            "last layer": (forward if spec.checkpointing else forward - _one(spec, shape))
+            + activations.live_layer(spec, shape),
+            "first layer": activations.live_layer(spec, shape),
+        }.get(moment, 0),
+        "logits": activations.logits(spec, shape) if moment == "loss" else 0,
+    }
+    return found | {"margin": int(CONTEXT + FRAGMENTATION * sum(found.values()))}
+
+
+def _one(spec: Spec, shape: ModelShape) -> int:
+    return activations.tokens(spec) * activations.layer(spec, shape)
+
+
+def _gradients_at(moment: str, spec: Spec, count: Parameters) -> int:
+    """``zero_grad`` frees gradients (set_to_none), so that the first forward pass has none; ZeRO-3's buffer stays."""
+    if spec.offload != "none":
+        return 0  # moved to host memory as they are reduced
+    full = gradients(spec, count)
+    if moment == "step":
+        return full + step_gradients(spec, count)
+    there = moment == "first layer" or spec.strategy == "zero3"
+    there = there or (spec.accumulation_steps > 1 and not spec.is_fsdp)
+    return full if there else full * count.outside // (count.trained + count.frozen) if moment == "last layer" else 0
+
+
+def on_host(spec: Spec, shape: ModelShape) -> dict[str, int]:
+    """Bytes in the memory of one machine, by component, for what is offloaded.
+
+    ZeRO-Offload (Ren et al. 2021, section 4) keeps master copies, moments and fp32 gradients there; FSDP's
+    ``CPUOffloadPolicy`` the sharded weights, gradients and moments.
+    """
+    count, ranks = parameters(spec, shape), spec.gpus_per_node
+    if spec.offload == "none":
+        return {}
+    found = {
+        "optimizer": optimizer(spec, count),
+        "master copies": master_copies(spec, count),
+        "gradients": share(count.trained, shards(spec)) * max(bytes_of(spec).master, bytes_of(spec).gradient),
+        "weights": weights(spec, count) if spec.offload == "all" else 0,
+    }
+    return {name: size * ranks for name, size in found.items() if size}
+
+
+def total_parameters(spec: Spec, shape: ModelShape) -> tuple[int, int]:
+    """All parameters of the model with its adapters, and how many of them are trained."""
+    adapters = adapter_parameters(shape, spec.lora_rank) if spec.lora_rank else 0
+    whole = parameter_count(shape) + adapters
+    return whole, adapters or whole

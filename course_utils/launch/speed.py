@@ -1,0 +1,196 @@
+"""How long a training step takes: computing, communicating, moving offloaded state (lesson 15).
+
+An estimate from a few numbers of the machines, to compare strategies before renting anything: the assumptions are the
+spec's ``mfu``, the constants below, and that communication hides behind computing as far as its strategy lets it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from course_utils.launch import activations, memory
+from course_utils.launch.rules import GPUS
+from course_utils.launch.shapes import ModelShape
+from course_utils.launch.spec import Spec
+
+# One direction, GB/s per machine, as usually rented: DGX H100 and p5 (8 x 400 Gb/s), DGX A100 (8 x 200 Gb/s), p4d,
+# g6e (400 Gb/s), g5, g6, p3dn, g4dn (100 Gb/s).
+NETWORKS = {"H200-141GB": 400, "H100-80GB": 400, "A100-80GB": 200, "A100-40GB": 50, "L40S-48GB": 50}
+SLOW_NETWORK = 12.5
+LATENCY, NETWORK_LATENCY = 5e-6, 20e-6  # seconds per message between two GPUs of a machine, of two machines
+DDP_BUCKET = 25 * 2**20  # bytes of a message of torch's reducer (bucket_cap_mb)
+PCIE = 25e9  # bytes/s between host and GPU
+HOST_BANDWIDTH = 100e9  # bytes/s of a machine's memory, which bounds AdamW on the CPU
+FP32_SHARE = 1 / 16  # of the 16-bit peak: A100 19.5 of 312 TFLOP/s, H100 67 of 989
+
+
+class Speed(NamedTuple):
+    """Seconds of one optimizer step, and what follows; ``volume`` is the bytes a GPU sends in it."""
+
+    compute: float
+    communication: float
+    exposed: float
+    offload: float
+    volume: int
+    step: float
+    tokens_per_second: float
+    hours: float
+    cost: float | None
+
+
+class Message(NamedTuple):
+    """One kind of collective of a step: how much data in all, in how many calls, over which ranks.
+
+    ``passes`` is 1 for all-gather and reduce-scatter, 2 for all-reduce. ``gap`` is the distance between the ranks that
+    are neighbours in the group; ``hides``: may run while something is computed.
+    """
+
+    data: int
+    calls: int
+    ranks: int
+    gap: int
+    passes: int = 1
+    hides: bool = True
+
+
+def flops_per_token(spec: Spec, shape: ModelShape) -> float:
+    """Floating-point operations of training on one token.
+
+    ``6 N + 12 L H Q T`` (Chowdhery et al. 2022, "PaLM", appendix B), N being the weights of matrix multiplications, half
+    the attention term where it is causal. Frozen weights need no gradient of their own: 4 N. Checkpointing repeats the
+    forward pass.
+    """
+    count = memory.parameters(spec.but(tensor_parallel=1) if spec.tensor_parallel > 1 else spec, shape)
+    adapters = count.trained if spec.lora_rank else 0
+    dense = count.matrices - adapters
+    scores = shape.num_hidden_layers * shape.query_size * spec.sequence_length / (2 if shape.lm_head else 1)
+    training = (4 * dense + 6 * adapters if spec.lora_rank else 6 * dense) + 12 * scores
+    return training + (2 * (dense + adapters) + 4 * scores if spec.checkpointing else 0)
+
+
+def compute_time(spec: Spec, shape: ModelShape) -> float:
+    """Seconds: FLOPs of this GPU's tokens over its peak times ``mfu`` (PaLM, appendix B)."""
+    peak = GPUS[spec.gpu].peak * 1e12 * (FP32_SHARE if spec.precision == "fp32" else 1)
+    work = activations.tokens(spec) * spec.accumulation_steps * flops_per_token(spec, shape) / spec.tensor_parallel
+    return work / (peak * spec.mfu)
+
+
+def link(spec: Spec, ranks: int, gap: int) -> tuple[float, float]:
+    """Latency (s) and bandwidth (bytes/s) between neighbours of a ring over ``ranks`` GPUs, ``gap`` apart.
+
+    A ring that leaves the machine shares its network with the rings that start at the machine's other GPUs.
+    """
+    inside = GPUS[spec.gpu].link * 1e9
+    if ranks * gap <= spec.gpus_per_node:
+        return LATENCY, inside
+    network = (spec.network or NETWORKS.get(spec.gpu, SLOW_NETWORK)) * 1e9
+    return NETWORK_LATENCY, min(inside, network / min(gap, spec.gpus_per_node))
+
+
+def ring_time(spec: Spec, message: Message) -> float:
+    """Seconds of a ring: ``passes x ((n-1) alpha calls + (n-1)/n S/B)``.
+
+    The alpha-beta model (Thakur, Rabenseifner & Gropp 2005, "Optimization of Collective Communication Operations in
+    MPICH", section 4); an all-reduce is a reduce-scatter and an all-gather.
+    """
+    if message.ranks == 1:
+        return 0.0
+    latency, bandwidth = link(spec, message.ranks, message.gap)
+    steps = message.ranks - 1
+    return message.passes * (steps * latency * message.calls + steps / message.ranks * message.data / bandwidth)
+
+
+def messages(spec: Spec, shape: ModelShape) -> list[Message]:
+    """All collectives of one optimizer step."""
+    count = memory.parameters(spec, shape)
+    parts, gap = memory.shards(spec), spec.tensor_parallel
+    return [*_state(spec, shape, count, parts, gap), *_tensor_parallel(spec, shape), *_context(spec, shape)]
+
+
+def _state(spec: Spec, shape: ModelShape, count: memory.Parameters, parts: int, gap: int) -> list[Message]:
+    """Gradients and weights: 2 Psi for DDP and ZeRO-1, (g + 1) Psi for ZeRO-2 (ZeRO paper, section 7), 3 g Psi for ZeRO-3.
+
+    FSDP gathers in every micro-batch (twice with resharding) and reduces once (``no_sync``); HSDP then adds up the
+    shards of its replicas.
+    """
+    each, g, units = memory.bytes_of(spec), spec.accumulation_steps, shape.num_hidden_layers + 1
+    whole, trained = (count.trained + count.frozen) * each.gathered, count.trained
+    if spec.strategy == "ddp":
+        data = trained * each.gradient
+        return [Message(data, data // DDP_BUCKET + 1, spec.world_size, 1, passes=2)]
+    if spec.is_fsdp:
+        gathers = g * (2 if spec.reshard_after_forward else 1)
+        reduced = trained * each.gathered
+        found = [Message(whole * gathers, units * gathers, parts, gap), Message(reduced, units, parts, gap)]
+        return [*found, Message(reduced // parts, units, spec.replicas, parts * gap, passes=2)]
+    reduces = 1 if spec.strategy == "zero1" else g
+    calls = (trained // memory.BUCKET + 1) * reduces
+    reduce = Message(trained * each.gradient * reduces, calls, parts, gap)
+    if spec.strategy == "zero3":
+        return [reduce, Message(2 * g * whole, 2 * g * units, parts, gap)]
+    return [reduce, Message(trained * each.weight, trained // memory.BUCKET + 1, parts, gap, hides=False)]
+
+
+def _tensor_parallel(spec: Spec, shape: ModelShape) -> list[Message]:
+    """All-reduces of a layer's output: two forward, two backward (Shoeybi et al. 2019, "Megatron-LM", section 3)."""
+    calls = (6 if spec.checkpointing else 4) * shape.num_hidden_layers * spec.accumulation_steps
+    data = activations.tokens(spec) * shape.hidden_size * activations.kept(spec).compute
+    return [Message(calls * data, calls, spec.tensor_parallel, 1, passes=2, hides=False)]
+
+
+def _context(spec: Spec, shape: ModelShape) -> list[Message]:
+    """Keys and values of the whole sequence, gathered forward and backward, and their gradients reduced."""
+    calls = (4 if spec.checkpointing else 3) * shape.num_hidden_layers * spec.accumulation_steps
+    data = spec.micro_batch * spec.sequence_length * 2 * shape.key_value_size * activations.kept(spec).compute
+    sent = calls * data // spec.tensor_parallel
+    return [Message(sent, calls, spec.context_parallel, spec.tensor_parallel, hides=False)]
+
+
+def hidden_time(spec: Spec, compute: float) -> float:
+    """Seconds of computing behind which the sharding's communication can hide.
+
+    Gradients travel during the backward pass, two thirds of the work: the last micro-batch's for DDP and ZeRO-1,
+    every one's for ZeRO-2. Gathering the next layer hides behind all of it.
+    """
+    if spec.strategy in ("ddp", "zero1"):
+        return compute * 2 / 3 / spec.accumulation_steps
+    return compute * 2 / 3 if spec.strategy == "zero2" else compute
+
+
+def offload_time(spec: Spec, shape: ModelShape) -> float:
+    """Seconds for what waits in host memory: gradients down and weights up over PCIe, AdamW on the CPU.
+
+    The update reads weight, gradient and two moments and writes three of them: 28 bytes a parameter (Ren et al. 2021,
+    "ZeRO-Offload", section 5.1). With everything offloaded, weights travel up again for each forward and backward pass.
+    """
+    if spec.offload == "none":
+        return 0.0
+    count, each = memory.parameters(spec, shape), memory.bytes_of(spec)
+    mine = memory.share(count.trained, memory.shards(spec))
+    moved = mine * (each.gradient + each.weight)
+    if spec.offload == "all":
+        whole = memory.share(count.trained + count.frozen, memory.shards(spec))
+        moved += whole * each.weight * 2 * spec.accumulation_steps
+    return moved / PCIE + mine * spec.gpus_per_node * 28 / HOST_BANDWIDTH
+
+
+def speed(spec: Spec, shape: ModelShape) -> Speed:
+    """Seconds of a step and its parts, tokens a second over all GPUs, hours and cost of ``max_steps``."""
+    compute, sent = compute_time(spec, shape), messages(spec, shape)
+    behind = sum(ring_time(spec, message) for message in sent if message.hides)
+    waited = sum(ring_time(spec, message) for message in sent if not message.hides)
+    exposed = waited + max(0.0, behind - hidden_time(spec, compute))
+    offload = offload_time(spec, shape)
+    step = compute + exposed + offload
+    hours = spec.max_steps * step / 3600
+    return Speed(
+        compute=compute,
+        communication=behind + waited,
+        exposed=exposed,
+        offload=offload,
+        volume=sum(m.passes * m.data * (m.ranks - 1) // m.ranks for m in sent),
+        step=step,
+        tokens_per_second=spec.effective_batch * spec.sequence_length / step,
+        hours=hours,
+        cost=None if spec.price is None else hours * spec.world_size * spec.price,
+    )
