@@ -149,5 +149,7 @@ def _precision(spec: Spec) -> None:
             )
         if spec.context_parallel > 1:
             raise SpecError(f"context_parallel={spec.context_parallel} does not run on the CPU; allowed: 1")
+        if spec.strategy == "fsdp1" and spec.offload != "none":  # measured: other losses than DDP's from step 3 on
+            raise SpecError(f"offload={spec.offload!r} has wrong gradients with FSDP1 on the CPU; allowed: 'none'")
     elif spec.precision.startswith("bf16") and not GPUS[spec.gpu].bf16:
         raise SpecError(f"precision={spec.precision!r} needs a GPU with bf16; allowed on {spec.gpu}: 'fp16', 'fp32'")

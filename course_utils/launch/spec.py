@@ -115,6 +115,7 @@ class Spec(BaseModel):
             gpus_per_node=processes,
             hosts=(),
             replicas=self.replicas if is_hybrid else 1,
+            offload="none" if self.strategy == "fsdp1" else self.offload,  # FSDP1 cannot do it on the CPU
             tensor_parallel=1,
             context_parallel=1,
             global_batch=None,

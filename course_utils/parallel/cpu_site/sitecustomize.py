@@ -6,7 +6,7 @@ that holds it is imported (nothing is imported here, so an ordinary Python start
 
 * accelerate: a CPU run is labelled MULTI_CPU, and FSDP and DeepSpeed are considered for other labels only;
 * FSDP1: gathering a full state dict moves parameters to the CPU, and fails where they already are;
-* FSDP1 and FSDP2: offloading pins host memory, which needs a GPU's driver;
+* FSDP2: offloading pins host memory, which needs a GPU's driver;
 * DeepSpeed: looks for C++ operators to build (a minute of g++ for shared memory), and counts one rank before its
   own ``init_distributed``.
 
@@ -50,25 +50,21 @@ def flag(name):
 
 
 def fsdp1_flat_parameter(module):
-    """``to_cpu`` of a parameter that is on the CPU: nothing to do; an offloaded shard is not pinned."""
+    """``to_cpu`` of a parameter that is on the CPU: nothing to do. Offloading has no meaning there, and is refused."""
     from contextlib import nullcontext
 
-    handle, tensor = module.FlatParamHandle, module.torch.Tensor
+    handle = module.FlatParamHandle
     move, set_up = handle.to_cpu, handle.init_flat_param_attributes
 
     def to_cpu(self):
         return nullcontext() if self.flat_param.device.type == "cpu" else move(self)
 
-    def set_up_unpinned(self):
-        pin = tensor.pin_memory
-        tensor.pin_memory = lambda memory, *device: memory
-        try:
-            set_up(self)
-        finally:
-            tensor.pin_memory = pin
+    def set_up_or_refuse(self):
+        if self._offload_params:  # it runs once pinning is left out, but from the second step on with wrong gradients
+            raise RuntimeError("FSDP1 with offloading cannot be rehearsed on the CPU; allowed: no offloading, or FSDP2")
+        set_up(self)
 
-    handle.to_cpu, handle.init_flat_param_attributes = to_cpu, set_up_unpinned
-    module.torch.cpu.Stream.synchronize = lambda stream: None  # the CPU's streams are empty shells without it
+    handle.to_cpu, handle.init_flat_param_attributes = to_cpu, set_up_or_refuse
 
 
 def fsdp2_offload(module):
