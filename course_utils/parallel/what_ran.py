@@ -74,9 +74,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
         "precision": accelerator.mixed_precision,
         "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in wrapped.parameters()}),
         **{name: [rank[name] for rank in ranks] for name in mine},
-        "effective_batch": args.per_device_train_batch_size
-        * args.gradient_accumulation_steps
-        * data_parallel_size(trainer),
+        "effective_batch": effective_batch(trainer),
         **_sharding(trainer),
     }
 
@@ -103,10 +101,16 @@ def optimizer_numel(optimizer: Any) -> int:
     return sum(map(local_numel, moments))
 
 
-def data_parallel_size(trainer: Trainer) -> int:
-    """How many ranks read different rows."""
-    shared = trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()
-    return trainer.args.world_size // shared
+def effective_batch(trainer: Trainer) -> int:
+    """Rows per optimizer step over all ranks, in the engine's own words under DeepSpeed.
+
+    ``rows_seen`` of ``run.json`` comes from the loader instead: both must agree.
+    """
+    if trainer.is_deepspeed_enabled:
+        return trainer.model_wrapped.train_batch_size()
+    shared = trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()  # these ranks share their rows
+    args = trainer.args
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * (args.world_size // shared)
 
 
 def _sharding(trainer: Trainer) -> dict[str, Any]:
@@ -157,7 +161,8 @@ def _fsdp2(wrapped: nn.Module) -> dict[str, Any]:
 class WriteRun(TrainerCallback):
     """Write ``run.json`` into the output folder: what runs, when training begins; steps and losses when it ends.
 
-    Not a part of training: a program that is not ours gets it by ``trainer.add_callback(WriteRun(trainer))``.
+    Its ``state`` is "running", then "trained", or "stopped" before the last step; the program says "finished" when its
+    result is saved. ``trainer.add_callback(WriteRun(trainer))`` is all that another program needs.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -169,14 +174,18 @@ class WriteRun(TrainerCallback):
         self._write(args)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        done = state.global_step >= state.max_steps
         self.facts |= describe(self.trainer) | {
-            "state": "finished" if done else "stopped",
+            "state": "trained" if state.global_step >= state.max_steps else "stopped",
             "steps": state.global_step,
             "rows_seen": round(state.epoch * len(self.trainer.train_dataset)) if state.epoch else None,
             "losses": [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry],
         }
         self._write(args)
+
+    def finish(self) -> None:
+        """Say that the result is saved; called on every rank."""
+        self.facts["state"] = "finished"
+        self._write(self.trainer.args)
 
     def _write(self, args: Any) -> None:
         if not self.trainer.is_world_process_zero():

@@ -188,8 +188,8 @@ def class_scores(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": accuracy, "macro_f1": macro_f1(predicted, labels, logits.shape[-1])}
 
 
-def build_trainer(config: Config, args: TrainingArguments) -> Trainer:
-    """Data, model and Trainer, ready to train; raises before the first step if not what was asked would run."""
+def build_trainer(config: Config, args: TrainingArguments) -> tuple[Trainer, WriteRun]:
+    """Data, model and Trainer, ready to train, and who writes run.json; raises if not what was asked would run."""
     set_seed(args.seed)  # on every rank the same: new weights must agree before they are wrapped
     tokenizer = load_words(config)
     with args.main_process_first(desc="data"):  # one process of each machine fills the cache, the others read it
@@ -209,9 +209,9 @@ def build_trainer(config: Config, args: TrainingArguments) -> Trainer:
         compute_metrics=class_scores if is_classifier else None,
         callbacks=[StopOnSignal(), MarkComplete()],
     )
-    trainer.add_callback(WriteRun(trainer))
+    trainer.add_callback(report := WriteRun(trainer))
     check_ranks(trainer)
-    return trainer
+    return trainer, report
 
 
 def choose_checkpoint(config: Config, args: TrainingArguments) -> str | None:
@@ -236,13 +236,14 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Train or go on training; returns the Trainer, whose ``state`` knows the losses."""
     try:
         config, args = read_settings(arguments)
-        trainer = build_trainer(config, args)
+        trainer, report = build_trainer(config, args)
         checkpoint = choose_checkpoint(config, args)
     except (ValueError, OSError, ImportError, WrongRun) as error:  # the user's to repair: no traceback
         raise SystemExit(f"error: {' '.join(str(error).split())}") from error
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step >= trainer.state.max_steps:
         save_model(trainer)
+        report.finish()
     elif trainer.is_world_process_zero():
         print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; the same command goes on")
     trainer.end()
