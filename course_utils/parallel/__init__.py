@@ -2,6 +2,12 @@
 
 from pathlib import Path
 
+from course_utils.lazy import attributes
+
+_WHERE = {"run_ranks": "local_ranks", "RanksFailed": "local_ranks", "WriteRun": "what_ran", "describe": "what_ran"}
+__all__ = [*_WHERE, "cpu_site_folder"]
+__getattr__ = attributes(__name__, _WHERE)
+
 
 def cpu_site_folder() -> Path:
     """The folder to put first on PYTHONPATH so that an unchanged program shards on CPU processes.
