@@ -40,8 +40,9 @@ def run_here(
         timeout: seconds until everything that was started is killed.
 
     Returns:
-        ``run.json`` of ``spec.output_dir`` (``course_utils.parallel.what_ran``): world size, wrapper, parameters held by
-        each rank, effective batch, losses ... Every program built on transformers' Trainer leaves one in a rehearsal.
+        ``run.json`` of ``spec.output_dir`` (``course_utils.parallel.what_ran``): world size, wrapper, parameters that
+        each rank holds, effective batch, losses ... Every program built on transformers' Trainer leaves it in a
+        rehearsal.
 
     Raises:
         SpecError: ``file`` does not exist for this spec, or the spec cannot be rehearsed on a CPU.
