@@ -27,6 +27,12 @@ CLEAN = {
     "plain_fsdp2": {"strategy": "fsdp2", "trainer_flags": False, "program": "a.b", "tensor_parallel": 2},
     "plain_zero3": {"strategy": "zero3", "trainer_flags": False, "program": "train.py", "accumulation": 5},
     "plain_ddp": {"strategy": "ddp", "trainer_flags": False, "program": "train.py", "precision": "fp16"},
+    "dash": {
+        "program": "-x.py",
+        "arguments": ("-x", "--", "$(x)", "a\nb"),
+        "strategy": "zero1",
+        "trainer_flags": False,
+    },
     "trl": {"program": "trl.scripts.sft", "arguments": ("--dataset_name", "some data", "--learning_rate", "1e-5")},
 }
 

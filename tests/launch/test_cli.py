@@ -109,6 +109,13 @@ def test_check_ends_with_1_for_a_difference(tmp_path, capsys):
     assert lines[2].endswith(" 1 not as asked")
 
 
+def test_plan_ends_with_1_where_the_run_does_not_fit(capsys):
+    assert main(["plan", "--model", "Qwen/Qwen3-0.6B", "--gpu", "H100-80GB"]) == 0
+    fitting = capsys.readouterr().out
+    assert main(["plan", "--model", "meta-llama/Llama-3.1-70B", "--strategy", "ddp"]) == 1
+    assert "does not fit" in capsys.readouterr().out and "does not fit" not in fitting
+
+
 def test_as_a_command(tmp_path):
     command = [sys.executable, "-m", "course_utils.launch", "write", "--strategy", "fsdp2", "--offload", "optimizer"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
