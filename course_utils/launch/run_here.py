@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,11 +17,12 @@ from course_utils.launch.files import write
 from course_utils.launch.spec import Spec
 from course_utils.parallel.processes import kill, last_lines, start, wait
 
+CAUSE = re.compile(r"(?:\[rank\d+\]: )?((?:error:|[\w.]*(?:Error|Exception|Failed):) .*)")
 SCRIPTS = ("torchrun.sh", "accelerate.sh", "deepspeed.sh")
 
 
 class RunFailed(RuntimeError):
-    """The script ended without a trained model, or time was up; the message shows the last lines of its log."""
+    """The script ended without a trained model, or time was up; the message shows what its log says."""
 
 
 def run_here(
@@ -82,4 +84,8 @@ def _read(report: Path, log: Path) -> dict[str, Any]:
 
 
 def _log(log: Path) -> str:
-    return f"the last lines of its log:\n{last_lines(log, 25)}"
+    """The lines that name a cause, where there are some: launchers end with a screenful that names none."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    causes = dict.fromkeys(found[1] for line in lines if (found := CAUSE.match(line)))
+    causes = [cause for cause in causes if "ChildFailedError" not in cause]
+    return "\n".join(["its log says:", *causes[:5]]) if causes else f"its log ends with:\n{last_lines(log, 25)}"

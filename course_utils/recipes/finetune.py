@@ -132,7 +132,8 @@ def read_settings(arguments: list[str] | None = None) -> tuple[Config, TrainingA
         ValueError: an unknown flag or value.
     """
     description = __doc__.replace("%", "%%")
-    return Parser((Config, TrainingArguments), description=description).parse_args_into_dataclasses(arguments)
+    parser = Parser((Config, TrainingArguments), description=description, allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(arguments)
 
 
 def load_words(config: Config) -> PreTrainedTokenizerBase:
