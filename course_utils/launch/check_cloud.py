@@ -1,8 +1,8 @@
 """The cloud files, each read by its service's own models where they are installed, else by stand-ins of them.
 
 TrainJob: Kubeflow's models. SkyPilot: its ``Task``, or the JSON schema beside this file. SageMaker and Ray: the file
-is executed, and what reaches ``ModelTrainer``, ``HuggingFace`` and ``TorchTrainer`` is compared (``stand_ins``). What these
-files start in the end is compared with what torchrun.sh starts, or resolved as torchrun.sh is (``check_program``).
+is executed, and what reaches ``ModelTrainer``, ``HuggingFace`` and ``TorchTrainer`` is compared (``stand_ins``). What
+these files start in the end is compared with what torchrun.sh starts, or resolved as it is (``check_program``).
 """
 
 from __future__ import annotations
@@ -131,9 +131,11 @@ def sky_task(path: Path, written: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
     task = json.loads(done.stdout.splitlines()[-1])
-    accelerators = task["resources"].get("accelerators")
-    if isinstance(accelerators, dict):
-        task["resources"]["accelerators"] = ",".join(f"{name}:{number}" for name, number in accelerators.items())
+    resources = task["resources"]
+    if isinstance(accelerators := resources.get("accelerators"), dict):  # kind -> number
+        resources["accelerators"] = ",".join(f"{kind}:{number}" for kind, number in accelerators.items())
+    if isinstance(images := resources.get("image_id"), dict):  # region -> image, here for any region
+        resources["image_id"] = ",".join(images.values())
     task.setdefault("num_nodes", 1)
     return tool, task
 
@@ -240,7 +242,7 @@ def entry(spec: Spec, folder: Path, file: str, hyperparameters: dict[str, int]) 
     name = f"sagemaker_entry.py from {file.removesuffix('.py')}"
     yield Row(name, "SM_HPS comes last", tail, words[last:])
     if spec.trainer_flags:
-        yield Row(name, "effective batch", spec.effective_batch, effective_batch(spec, words))
+        yield Row(name, "effective batch with SM_HPS", spec.effective_batch, effective_batch(spec, words))
         spec = spec.but(output_dir=cloud.SAGEMAKER_CHECKPOINTS)
     environment = {key: value for key, value in found["environment"].items() if key not in given | machines | ranks}
     program = Program(name, found["name"], found["is_module"], words[:last], environment, spec.world_size)

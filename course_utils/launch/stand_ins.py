@@ -27,7 +27,8 @@ from typing import Any
 # Keywords each class takes, read from sagemaker 3.27.0, sagemaker 2.257.7 and ray 2.60.0.
 ACCEPTED = {
     "sagemaker.train.ModelTrainer": """training_mode sagemaker_session role base_job_name input_s3_key_prefix
-        source_code distributed compute networking stopping_condition training_image training_image_config algorithm_name
+        source_code distributed compute networking stopping_condition training_image algorithm_name
+        training_image_config
         output_data_config input_data_config checkpoint_config training_input_mode environment hyperparameters tags
         local_container_root model_package_config""",
     "sagemaker.train.distributed.Torchrun": "process_count_per_node smp",
