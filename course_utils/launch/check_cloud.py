@@ -152,8 +152,8 @@ def root_of(command: str, environment: dict[str, str], folder: Path) -> Path:
     """The folder above ``folder`` from which the command's path to torchrun.sh is right, else the one right above."""
     target = (folder / "torchrun.sh").resolve()
     words = [*environment.values(), *shlex.split(command, comments=True)]
-    named = [word for word in words if word.endswith("torchrun.sh")]
-    roots = [root for root in target.parents for word in named if (root / word).resolve() == target]
+    named = sorted((word for word in words if word.endswith("torchrun.sh")), key=len, reverse=True)  # not bash's $0
+    roots = [root for word in named for root in target.parents if (root / word).resolve() == target]
     return roots[0] if roots else target.parent.parent
 
 

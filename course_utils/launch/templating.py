@@ -19,7 +19,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 def sh(value: Any) -> str:
     """One shell word, or the words of a list separated by spaces."""
-    return shlex.join(map(str, value)) if isinstance(value, list | tuple) else shlex.quote(str(value))
+    return " ".join(_word(str(word)) for word in (value if isinstance(value, list | tuple) else (value,)))
+
+
+def _word(text: str) -> str:
+    quoted = shlex.quote(text)
+    slip = quoted == text and (
+        "," in text or text.startswith("=")
+    )  # shellcheck suspects one, in an array (SC2054, SC2191)
+    return f"'{text}'" if slip else quoted
 
 
 class _Dumper(yaml.SafeDumper):
