@@ -52,7 +52,7 @@ from course_utils.parallel.what_ran import WriteRun, WrongRun, check_ranks
 from course_utils.recipes import finetune_data
 from course_utils.training.evaluation import macro_f1
 from course_utils.training.loop import summed_cross_entropy
-from course_utils.training.resume import MarkComplete, agreed_checkpoint, forget_checkpoints
+from course_utils.training.resume import MarkComplete, NothingLeft, StopIfDone, agreed_checkpoint, forget_checkpoints
 from course_utils.training.stop_on_signal import StopOnSignal
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def build_trainer(config: Config, args: TrainingArguments) -> tuple[Trainer, Wri
         # ModernBERT's classifier takes the count of the whole window's targets and ignores it (lesson 03).
         compute_loss_func=summed_cross_entropy if is_classifier else None,
         compute_metrics=class_scores if is_classifier else None,
-        callbacks=[StopOnSignal(), MarkComplete()],
+        callbacks=[StopOnSignal(), MarkComplete(), StopIfDone()],
     )
     trainer.add_callback(report := WriteRun(trainer))
     check_ranks(trainer)
@@ -241,7 +241,10 @@ def main(arguments: list[str] | None = None) -> Trainer:
         checkpoint = choose_checkpoint(config, args)
     except (ValueError, OSError, ImportError, WrongRun) as error:  # the user's to repair: no traceback
         raise SystemExit(f"error: {' '.join(str(error).split())}") from error
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except NothingLeft:  # the weights are loaded; perhaps the job was killed while it saved its result
+        trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
     if trainer.state.global_step >= trainer.state.max_steps:
         save_model(trainer)
         report.finish()

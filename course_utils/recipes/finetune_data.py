@@ -64,8 +64,9 @@ def _own_splits(config: Any) -> DatasetDict:
         files = {"train": config.train_file} | ({"validation": config.eval_file} if config.eval_file else {})
         try:
             return load_dataset("json", data_files=files)
-        except DatasetGenerationError as error:
-            raise ValueError(f"train_file={config.train_file!r} cannot be read: {error.__cause__ or error}") from None
+        except (DatasetGenerationError, StopIteration, ValueError) as error:  # the last two: no rows
+            reason = error.__cause__ or str(error) or "it holds no rows"
+            raise ValueError(f"train_file={config.train_file!r} cannot be read: {reason}") from error
     if not Path(config.dataset_name).is_dir():
         require_hub()
     splits = load_dataset(config.dataset_name, config.dataset_config)

@@ -25,6 +25,20 @@ class MarkComplete(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
+class NothingLeft(Exception):
+    """The checkpoint that was loaded is the run's last step."""
+
+
+class StopIfDone(TrainerCallback):
+    """Raise ``NothingLeft`` before a step beyond the last: a Trainer resumed at ``max_steps`` would take one more."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            raise NothingLeft
+
+
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     """The ``checkpoint-<step>`` folder with the highest step that bears the marker; None where there is none."""
     found = {}

@@ -106,6 +106,8 @@ def test_same_command_goes_on_and_ends_alike(run, tmp_path):
     assert all((first[name] == second[name]).all() for name in first)
     _, again = run("--max_steps=6", "--save_steps=100", output="halves")  # nothing is left to do
     assert (again["state"], again["resumed_from"], again["steps"]) == ("finished", 6, 6)
+    third = load_file(tmp_path / "halves" / "model.safetensors")
+    assert all((first[name] == third[name]).all() for name in first)
 
 
 def stop_at_step(step, call):
@@ -194,7 +196,7 @@ def test_unreadable_rows_are_one_sentence(content, run, tmp_path):
 def test_a_run_that_is_not_what_was_asked_is_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it; but no LOCAL_RANK: the ranks never meet
     with pytest.raises(SystemExit, match="started 2 processes, but each trains alone"):
-        run("--max_steps=1")
+        run("--max_steps=1", "--use_cpu=false")
 
 
 def test_a_strategy_that_is_not_in_use_is_refused(run, monkeypatch):

@@ -26,7 +26,8 @@ def project(tmp_path_factory):
         environment.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
         environment.setenv("HF_HUB_OFFLINE", "1")
         # A name that a shell would take apart (no $: datasets itself expands that).
-        yield make_project(tmp_path_factory.mktemp("run") / "it's & a \"lab\"")
+        # A name that a shell would take apart (without $, which datasets itself expands).
+        yield make_project(tmp_path_factory.mktemp("run") / 'it\'s & a "lab"')
 
 
 def spec_of(project, **fields):
@@ -164,6 +165,9 @@ def test_stopped_and_started_again_ends_with_the_same_weights(strategy, to_whom,
     resumed = run_here(spec, folder=halves)
     assert resumed["resumed_from"] == stopped["steps"] and resumed["steps"] == STEPS_OF_STOPPED_RUN
     assert resumed["losses"] == run["losses"]
+    assert farthest(weights(halves / spec.output_dir), weights(whole / spec.output_dir)) == 0
+    again = run_here(spec, folder=halves)  # nothing is left to do
+    assert (again["state"], again["steps"]) == ("finished", STEPS_OF_STOPPED_RUN)
     assert farthest(weights(halves / spec.output_dir), weights(whole / spec.output_dir)) == 0
 
 
