@@ -24,7 +24,7 @@ from course_utils.launch.errors import SpecError
 from course_utils.launch.spec import Spec
 
 # Modules with a function rows(spec, folder) -> list[Row]; each knows the files it is for.
-CHECKS = ("check_launchers", "check_cloud")  # check_slurm: added here when it comes
+CHECKS = ("check_launchers", "check_slurm", "check_cloud")
 
 
 class Row(NamedTuple):

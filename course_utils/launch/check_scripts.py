@@ -33,15 +33,10 @@ def resolve(script: Path, **environment: str) -> Started:
         RuntimeError: the script failed, or started none of the launchers.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for name in LAUNCHERS:
-            stand_in = Path(folder, name)
-            stand_in.write_text(STAND_IN)
-            stand_in.chmod(0o755)
-        known = {name: os.environ[name] for name in ("HOME", "LANG", "PYTHONPATH", "TMPDIR") if name in os.environ}
-        path = os.pathsep.join((folder, str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+        pretended = stand_ins(Path(folder), dict.fromkeys(LAUNCHERS, STAND_IN))
         done = subprocess.run(
             ["bash", str(script)],
-            env=known | {"PATH": path, "WRITE_DOWN": folder} | environment,
+            env=pretended | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=120,
@@ -51,8 +46,23 @@ def resolve(script: Path, **environment: str) -> Started:
             raise RuntimeError(f"the script ended with exit code {done.returncode}: {complaint}")
         if not Path(folder, "arguments").exists():
             raise RuntimeError(f"the script started none of {', '.join(LAUNCHERS)}: {complaint}")
-        arguments, variables = (_words(Path(folder, name)) for name in ("arguments", "environment"))
-        return Started(arguments, dict(variable.split("=", 1) for variable in variables))
+        return started(Path(folder))
+
+
+def stand_ins(folder: Path, commands: dict[str, str]) -> dict[str, str]:
+    """Put scripts called like ``commands``' names into ``folder``; an environment in which they are found first."""
+    for name, text in commands.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    known = {name: os.environ[name] for name in ("HOME", "LANG", "PYTHONPATH", "TMPDIR") if name in os.environ}
+    path = os.pathsep.join((str(folder), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return known | {"PATH": path, "WRITE_DOWN": str(folder)}
+
+
+def started(folder: Path) -> Started:
+    """What a stand-in wrote down into ``folder``."""
+    arguments, variables = (_words(folder / name) for name in ("arguments", "environment"))
+    return Started(arguments, dict(variable.split("=", 1) for variable in variables))
 
 
 def _words(file: Path) -> list[str]:

@@ -18,15 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 NODES = ("127.0.0.2", "127.0.0.3")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue")
 SBIN = "/usr/sbin:/sbin"  # Debian's place for daemons, not on every user's PATH
 
-# Waits that protect large clusters (before a requeued job starts, between scheduling passes) are a second here.
+# cred_expire: a requeued job starts when its old credential is no longer valid, after two minutes by default.
+# sched_*: no waits that protect large clusters.
 # ProctrackType: real clusters follow processes by cgroup, which containers rarely allow.
 # config_overrides: the nodes have 8 GPUs and 64 cores by their own word, so that jobs for GPU machines are accepted.
 CONF = """\
@@ -36,7 +37,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -49,7 +50,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 GresTypes=gpu
-SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,requeue_delay=1
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 SlurmdParameters=config_overrides
 NodeName=127.0.0.[2-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]},{ports[2]}] CPUs=64 Gres=gpu:8
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE
@@ -127,7 +128,7 @@ def _idle(environment: dict[str, str]) -> int:
     return len(subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split())
 
 
-def _wait_for(ready: object, folder: Path) -> None:
+def _wait_for(ready: Callable[[], object], folder: Path) -> None:
     deadline = time.monotonic() + 20
     while not ready():
         if time.monotonic() > deadline:
@@ -138,8 +139,14 @@ def _wait_for(ready: object, folder: Path) -> None:
 
 def _end_jobs(environment: dict[str, str]) -> None:
     """Kill what still runs, before the daemons that know about it are gone."""
-    for state in ("PENDING", "RUNNING"):
-        subprocess.run(["scancel", f"--state={state}", "--signal=KILL", "--full", "--user=root"], env=environment)
+    user = f"--user={pwd.getpwuid(os.getuid()).pw_name}"
+    subprocess.run(["scancel", "--state=PENDING", user], env=environment)
+    subprocess.run(["scancel", "--state=RUNNING", "--full", "--signal=KILL", user], env=environment)
+    deadline = time.monotonic() + 10
+    while subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True).stdout:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
 
 
 def _end(daemon: subprocess.Popen) -> None:
