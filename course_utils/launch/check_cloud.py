@@ -231,7 +231,8 @@ def instances(spec: Spec, file: str, instance: str, found: dict[str, Any]) -> It
 
 def entry(spec: Spec, folder: Path, file: str, hyperparameters: dict[str, int]) -> Iterable[Row]:
     """The entry point, run as SageMaker does with these hyperparameters, up to the point where the program starts."""
-    yield Row(file, "hyperparameters", cloud.hyperparameters(spec), hyperparameters)
+    texts = {name: value for name, value in hyperparameters.items() if type(value) is not int}
+    yield Row(file, "hyperparameters that are text", {}, texts)  # SDK 3 does not quote them
     with tempfile.TemporaryDirectory() as model_folder:
         machines = {"SM_HOSTS": json.dumps([f"algo-{rank + 1}" for rank in range(spec.nodes)])}
         ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(spec.world_size)}
@@ -243,6 +244,8 @@ def entry(spec: Spec, folder: Path, file: str, hyperparameters: dict[str, int]) 
     yield Row(name, "SM_HPS comes last", tail, words[last:])
     if spec.trainer_flags:
         yield Row(name, "effective batch with SM_HPS", spec.effective_batch, effective_batch(spec, words))
+        steps = [word for word in words if word.startswith("--max_steps=")][-1:]
+        yield Row(name, "optimizer steps with SM_HPS", [f"--max_steps={spec.max_steps}"], steps)
         spec = spec.but(output_dir=cloud.SAGEMAKER_CHECKPOINTS)
     environment = {key: value for key, value in found["environment"].items() if key not in given | machines | ranks}
     program = Program(name, found["name"], found["is_module"], words[:last], environment, spec.world_size)
