@@ -13,6 +13,8 @@ from course_utils.launch.errors import SpecError
 from course_utils.launch.spec import Spec
 
 GRADIENT_CLIPPING = 1.0  # TrainingArguments' default max_grad_norm; DeepSpeed must be told the same number
+# finetune's names for the course's own models. ModernBERT's default list would wrap the embeddings twice: FSDP2 raises.
+COURSE_LAYERS = {"course/encoder": "ModernBertEncoderLayer", "course/causal": "Qwen3DecoderLayer"}
 BUCKET = 200_000_000  # elements that ZeRO gathers or reduces at a time: 400 MB in 16 bit
 
 
@@ -22,6 +24,8 @@ def layer_class(spec: Spec) -> str:
 
     if isinstance(spec.model, shapes.ModelShape):
         return spec.model.layer_class
+    if spec.model in COURSE_LAYERS:
+        return COURSE_LAYERS[spec.model]
     try:
         return shapes.shape_of(spec.model, hub=False).layer_class
     except (SpecError, OSError):  # OSError: no file system takes such a name

@@ -225,6 +225,7 @@ def test_what_follows_the_script_goes_to_the_program(tmp_path):
 RANK = """#!%s -IS
 import signal, sys, time
 def save(number, frame):
+    signal.signal(number, signal.SIG_IGN)  # it comes twice where everybody was told
     open(sys.argv[1], "a").write("saved ")
     sys.exit()
 signal.signal(signal.%s, save)
@@ -267,3 +268,13 @@ def test_a_warning_reaches_the_ranks_and_the_launcher_ends_well(tmp_path, script
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
     assert notes.read_text().count("saved") >= 2
+
+
+def test_the_course_models_name_a_layer_they_have():
+    from course_utils.launch.settings import COURSE_LAYERS
+    from course_utils.models import load_causal_lm, load_classifier
+
+    models = {"course/encoder": load_classifier(2), "course/causal": load_causal_lm()}
+    for name, layer in COURSE_LAYERS.items():
+        assert fsdp_config(Spec(model=name))["transformer_layer_cls_to_wrap"] == layer
+        assert layer in {type(module).__name__ for module in models[name].modules()}
