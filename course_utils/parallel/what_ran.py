@@ -1,7 +1,7 @@
 """What really runs: the ranks, the wrapper and the shards of a Trainer, seen from inside (lessons 11 to 13 and 15).
 
 Exit code 0 proves nothing about a distributed run: processes that never found each other, or a sharding setting that
-nobody read, end with 0 too (lesson 15 shows seven ways). ``describe`` looks at the objects that train.
+nobody read, end with 0 too (lesson 15 shows such settings). ``describe`` looks at the objects that train.
 """
 
 from __future__ import annotations
