@@ -95,7 +95,7 @@ def write(spec: Spec, folder: str | os.PathLike[str] = "launch", overwrite: bool
     """
     target = Path(folder)
     texts = render(spec, folder)
-    _refuse_to_lose(target, overwrite)
+    refuse_to_lose(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -110,7 +110,8 @@ def write(spec: Spec, folder: str | os.PathLike[str] = "launch", overwrite: bool
     return [target / name for name in texts]
 
 
-def _refuse_to_lose(target: Path, overwrite: bool) -> None:
+def refuse_to_lose(target: Path, overwrite: bool) -> None:
+    """Raise SpecError if writing into ``target`` would replace something that is not ours to replace."""
     if not os.path.lexists(target):
         return
     if not target.is_dir() or target.is_symlink():
