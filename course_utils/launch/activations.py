@@ -58,15 +58,15 @@ def norm(width: int, how: Kept, shape: ModelShape, trained: bool = True) -> int:
     return width * (FP32 + (how.residual if trained else 0))
 
 
-def attention(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 1, padded: bool = False) -> int:
+def attention(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 1, masked: bool = False) -> int:
     """Bytes per token between the projections: queries, keys, values, the output, and a sum per head.
 
     FlashAttention recomputes the scores (Dao et al. 2022, algorithm 4), so nothing grows with the square of the
     sequence length. Rotated queries and keys are new tensors; the fused matrix they were cut from stays for the values.
-    A padding mask makes transformers repeat the key-value heads (``use_gqa_in_sdpa``); for the mask see ``mask``.
+    With a mask transformers repeats the key-value heads (``use_gqa_in_sdpa``).
     """
     q, kv = shape.query_size, shape.key_value_size
-    wide = how.compute * (2 * q + 2 * (q if padded else kv)) + LOG_SUM_EXP * shape.num_attention_heads
+    wide = how.compute * (2 * q + 2 * (q if masked else kv)) + LOG_SUM_EXP * shape.num_attention_heads
     if shape.fused_projections and shape.rotary:
         wide += how.compute * (q + kv)
     if shape.qk_norm:
@@ -74,9 +74,11 @@ def attention(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 
     return wide // shards
 
 
-def mask(spec: Spec, how: Kept) -> int:
-    """Bytes per token of a layer's padding mask: SDPA turns it into 16-bit numbers, (B, 1, T, T), in every layer."""
-    return how.compute * spec.sequence_length if is_padded(spec) else 0
+def masked_layers(spec: Spec, shape: ModelShape) -> int:
+    """Layers that keep a mask: all where a batch is padded, else those with a window shorter than a sequence."""
+    if is_padded(spec):
+        return shape.num_hidden_layers
+    return shape.sliding_layers if spec.sequence_length > shape.sliding_window else 0
 
 
 def is_padded(spec: Spec) -> bool:
@@ -116,15 +118,18 @@ def _readers_of_norms(shape: ModelShape) -> list[tuple[int, int]]:
     return matrices[:attention_matrices] + matrices[attention_matrices + 1 : -1]
 
 
-def layer(spec: Spec, shape: ModelShape) -> int:
-    """Bytes per token that one layer keeps without checkpointing; tensor parallel ranks divide heads and MLP."""
+def layer(spec: Spec, shape: ModelShape, masked: bool) -> int:
+    """Bytes per token that one layer keeps without checkpointing; tensor parallel ranks divide heads and MLP.
+
+    A mask, (B, 1, T, T), becomes numbers of the computation's type in every layer that uses it, and SDPA keeps it.
+    """
     how, trained, shards = kept(spec), not spec.lora_rank, spec.tensor_parallel
     return (
         2 * norm(shape.hidden_size, how, shape, trained)
         + inputs(shape, how, spec.lora_rank, shards)
-        + attention(shape, how, trained, shards, is_padded(spec))
-        + mask(spec, how)
+        + attention(shape, how, trained, shards, masked)
         + mlp(shape, how, trained, shards)
+        + (how.compute * spec.sequence_length if masked else 0)
     )
 
 
@@ -140,17 +145,20 @@ def stored(spec: Spec, shape: ModelShape) -> int:
     Cost", with every layer as a segment). The final norm and the input of the output layer are kept once.
     """
     how = kept(spec)
-    one = how.residual * shape.hidden_size if spec.checkpointing else layer(spec, shape)
+    masked, count = masked_layers(spec, shape), shape.num_hidden_layers
+    layers = masked * layer(spec, shape, True) + (count - masked) * layer(spec, shape, False)
+    if spec.checkpointing:
+        layers = count * how.residual * shape.hidden_size
     rows = shape.hidden_size * (how.compute if not spec.lora_rank else 0) if shape.lm_head else 0
     last = norm(shape.hidden_size, how, shape, not spec.lora_rank) + rows
-    return tokens(spec) * (shape.num_hidden_layers * one + last)
+    return tokens(spec) * (layers + last)
 
 
 def live_layer(spec: Spec, shape: ModelShape) -> int:
     """Bytes of the one layer whose backward pass runs: its activations and the gradients of its widest tensors."""
     how = kept(spec)
     gradients = how.compute * shape.intermediate_size * 2 // spec.tensor_parallel + how.residual * shape.hidden_size
-    return tokens(spec) * (layer(spec, shape) + gradients)
+    return tokens(spec) * (layer(spec, shape, masked_layers(spec, shape) > 0) + gradients)
 
 
 def logits(spec: Spec, shape: ModelShape) -> int:

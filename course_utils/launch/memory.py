@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from course_utils.launch import activations
+from course_utils.launch.settings import BUCKET
 from course_utils.launch.shapes import (
     ModelShape,
     adapter_parameters,
@@ -23,7 +24,6 @@ from course_utils.launch.shapes import (
     parameter_count,
     vocabulary_parameters,
 )
-from course_utils.launch.settings import BUCKET
 from course_utils.launch.spec import Spec
 
 GIB = 2**30
@@ -46,7 +46,7 @@ COMPONENTS = (
 
 
 class Bytes(NamedTuple):
-    """Bytes per parameter: of the weight as stored and as gathered for a computation, its gradient, fp32 copy, moments."""
+    """Bytes per parameter: its weight as stored and as gathered for computing, gradient, master copy, moments."""
 
     weight: int
     gathered: int
@@ -84,6 +84,7 @@ class Parameters(NamedTuple):
     frozen: int
     layer: int
     outside: int  # embedding, output layer, final norm: FSDP's last unit
+    embedding: int  # of these, the embedding where it is a matrix of its own: its gradient comes last
     matrices: int  # what autocast copies to 16 bit: all matrix multiplications
 
 
@@ -96,13 +97,14 @@ def parameters(spec: Spec, shape: ModelShape) -> Parameters:
     outside = vocabulary_parameters(shape) + shape.other
     if shape.lm_head and not shape.tie_word_embeddings:
         outside -= output - output // tp
+    embedding = 0 if shape.lm_head and shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
     everything = shape.num_hidden_layers * layer + outside
     adapters = adapter_parameters(shape, spec.lora_rank) if spec.lora_rank else 0
     matrices = shape.num_hidden_layers * one // tp + output // tp
     if spec.lora_rank:
         layer += adapters // shape.num_hidden_layers
-        return Parameters(adapters, everything, layer, outside, matrices + adapters)
-    return Parameters(everything, 0, layer, outside, matrices)
+        return Parameters(adapters, everything, layer, outside, embedding, matrices + adapters)
+    return Parameters(everything, 0, layer, outside, embedding, matrices)
 
 
 def shards(spec: Spec) -> int:
@@ -188,7 +190,7 @@ def gathered(spec: Spec, count: Parameters, moment: str) -> int:
     gradient = 0 if moment == "loss" or spec.lora_rank else count.layer * each
     if not spec.reshard_after_forward and moment != "first layer":
         return everything * each + gradient
-    units = {"loss": count.layer + count.outside, "last layer": 2 * count.layer + count.outside}
+    units = {"loss": count.outside, "last layer": 2 * count.layer + count.outside}
     return units.get(moment, 2 * count.layer) * each + gradient
 
 
@@ -232,7 +234,7 @@ def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters) -> dict[s
 
 
 def _one(spec: Spec, shape: ModelShape) -> int:
-    return activations.tokens(spec) * activations.layer(spec, shape)
+    return activations.tokens(spec) * activations.layer(spec, shape, activations.masked_layers(spec, shape) > 0)
 
 
 def _gradients_at(moment: str, spec: Spec, count: Parameters) -> int:
@@ -242,9 +244,12 @@ def _gradients_at(moment: str, spec: Spec, count: Parameters) -> int:
     full = gradients(spec, count)
     if moment == "step":
         return full + step_gradients(spec, count)
-    there = moment == "first layer" or spec.strategy == "zero3"
-    there = there or (spec.accumulation_steps > 1 and not spec.is_fsdp)
-    return full if there else full * count.outside // (count.trained + count.frozen) if moment == "last layer" else 0
+    if spec.strategy == "zero3" or (spec.accumulation_steps > 1 and not spec.is_fsdp):
+        return full
+    everything = count.trained + count.frozen
+    output = count.outside - count.embedding
+    reduced = {"loss": 0, "last layer": output, "first layer": everything - count.layer - count.embedding}
+    return full * reduced[moment] // everything
 
 
 def on_host(spec: Spec, shape: ModelShape) -> dict[str, int]:

@@ -56,17 +56,25 @@ def _first(config: PreTrainedConfig, field: str) -> Any:
     return next((value for name in NAMES[field] if (value := getattr(config, name, None)) is not None), None)
 
 
-def meta_model(config: PreTrainedConfig) -> nn.Module:
-    """The model of a config without memory: for a causal language model where there is one, else for classification."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def model_class(config: PreTrainedConfig) -> type:
+    """The auto class the course trains: for causal language models where there is one, else for classification."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     named = (config.architectures or [""])[0]
     causal = type(config) in AutoModelForCausalLM._model_mapping
     is_encoder = type(config).__name__ in ("BertConfig", "RobertaConfig", "XLMRobertaConfig", "ElectraConfig")
+    if named.endswith("ForMaskedLM"):
+        return AutoModelForMaskedLM
     classify = named.endswith("ForSequenceClassification") or not causal or is_encoder
+    return AutoModelForSequenceClassification if classify else AutoModelForCausalLM
+
+
+def meta_model(config: PreTrainedConfig) -> nn.Module:
+    """The model of a config without memory."""
+    import torch
+
     with torch.device("meta"), contextlib.redirect_stdout(None):
-        return (AutoModelForSequenceClassification if classify else AutoModelForCausalLM).from_config(config)
+        return model_class(config).from_config(config)
 
 
 def shape_of_config(config: PreTrainedConfig) -> ModelShape:
@@ -104,6 +112,7 @@ def shape_of_model(model: nn.Module, config: PreTrainedConfig, sizes: dict[str, 
         rotary=any("rotary" in name.lower() for name, _ in model.named_modules()),
         fused_projections=bool(names & set(FUSED)),
         activation="gelu_new" if activation == "gelu_new" else "function",
+        **_sliding(config, len(layers)),
         lm_head=output is not None,
     )
     rest = sum(p.numel() for p in layer.parameters()) - layer_parameters(found)
@@ -115,6 +124,13 @@ def shape_of_model(model: nn.Module, config: PreTrainedConfig, sizes: dict[str, 
     if rest < 0 or outside < 0:
         raise SpecError(f"model of type {config.model_type!r} is not known; allowed: encoders and decoders of text")
     return found.model_copy(update={"layer_other": rest, "other": outside})
+
+
+def _sliding(config: PreTrainedConfig, count: int) -> dict[str, int]:
+    """Local attention: the window, and in how many layers."""
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * count
+    return {"sliding_window": window, "sliding_layers": kinds.count("sliding_attention") if window else 0}
 
 
 def _layers(model: nn.Module, count: int) -> nn.ModuleList:

@@ -191,6 +191,7 @@ def _speed_lines(one: Plan) -> list[str]:
     )
     lines = [
         f"a step: {fast.step:.3f} s ({parts}); a GPU sends {fast.volume / GIB:.2f} GiB",
-        f"{fast.tokens_per_second:,.0f} tokens/s at MFU {one.spec.mfu:g}; {one.spec.max_steps} steps: {fast.hours:.2f} h",
+        f"{fast.tokens_per_second:,.0f} tokens/s at MFU {one.spec.mfu:g}",
+        f"{one.spec.max_steps:,} steps: {fast.hours:.2f} h",
     ]
     return lines + ([f"cost: ${fast.cost:,.2f}"] if fast.cost is not None else [])

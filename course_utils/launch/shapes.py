@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from course_utils.launch.errors import SpecError, sentence
 class ModelShape(BaseModel):
     """A transformer's sizes, under the names of Hugging Face configurations.
 
-    The fields after ``layer_class`` describe the rest by what training keeps of it: which intermediate results
-    autograd saves depends on the kind of norm, activation function and projections (``course_utils.launch.activations``).
+    The fields after ``layer_class`` describe the rest by what training keeps of it: which intermediate results autograd
+    saves depends on the kind of norm, activation function and projections (``course_utils.launch.activations``).
 
     Raises:
         SpecError: a size is missing, unknown or out of range.
@@ -37,6 +38,8 @@ class ModelShape(BaseModel):
     rotary: bool = True
     fused_projections: bool = False  # queries, keys and values from one matrix, gate and up from another
     activation: Literal["function", "gelu_new"] = "function"  # gelu_new: GPT-2's, written out in Python
+    sliding_layers: int = Field(0, ge=0)  # layers whose tokens see only their ``sliding_window`` neighbours
+    sliding_window: int = Field(0, ge=0)
     lm_head: bool = True  # scores over the vocabulary at every position; False: a classifier on top
     layer_other: int = Field(0, ge=0)  # parameters of a layer besides its matrix multiplications: norms, biases
     other: int = Field(0, ge=0)  # parameters outside layers and vocabulary: last norm, learned positions, classifier
@@ -126,8 +129,10 @@ def _gpt2(hidden: int, layers: int, heads: int) -> ModelShape:
     )
 
 
+@cache
 def builtin() -> dict[str, ModelShape]:
     """Well-known models, so that a plan needs no network; sizes from the models' published ``config.json``."""
+    mistral = {"layer_class": "MistralDecoderLayer", "sliding_layers": 32, "sliding_window": 4096}
     return {
         "openai-community/gpt2": _gpt2(768, 12, 12),
         "openai-community/gpt2-xl": _gpt2(1600, 48, 25),
@@ -137,7 +142,7 @@ def builtin() -> dict[str, ModelShape]:
         "meta-llama/Llama-3.1-8B": _llama(128256, 4096, 14336, 32, 32, 8, 128),
         "meta-llama/Llama-3.1-70B": _llama(128256, 8192, 28672, 80, 64, 8, 128),
         "meta-llama/Llama-3.2-1B": _llama(128256, 2048, 8192, 16, 32, 8, 64, tie_word_embeddings=True),
-        "mistralai/Mistral-7B-v0.1": _llama(32000, 4096, 14336, 32, 32, 8, 128, layer_class="MistralDecoderLayer"),
+        "mistralai/Mistral-7B-v0.1": _llama(32000, 4096, 14336, 32, 32, 8, 128, **mistral),
         "Qwen/Qwen2.5-0.5B": _qwen2(151936, 896, 4864, 24, 14, 2, 64, tied=True),
         "Qwen/Qwen2.5-7B": _qwen2(152064, 3584, 18944, 28, 28, 4, 128),
         "Qwen/Qwen3-0.6B": _qwen3(151936, 1024, 3072, 28, 16, 8, 128, tied=True),

@@ -56,9 +56,9 @@ class Message(NamedTuple):
 def flops_per_token(spec: Spec, shape: ModelShape) -> float:
     """Floating-point operations of training on one token.
 
-    ``6 N + 12 L H Q T`` (Chowdhery et al. 2022, "PaLM", appendix B), N being the weights of matrix multiplications, half
-    the attention term where it is causal. Frozen weights need no gradient of their own: 4 N. Checkpointing repeats the
-    forward pass.
+    ``6 N + 12 L H Q T`` (Chowdhery et al. 2022, "PaLM", appendix B), N being the weights of matrix multiplications,
+    with half the attention term where it is causal. Frozen weights need no gradient of their own: 4 N. Checkpointing
+    repeats the forward pass.
     """
     count = memory.parameters(spec.but(tensor_parallel=1) if spec.tensor_parallel > 1 else spec, shape)
     adapters = count.trained if spec.lora_rank else 0
@@ -108,10 +108,11 @@ def messages(spec: Spec, shape: ModelShape) -> list[Message]:
 
 
 def _state(spec: Spec, shape: ModelShape, count: memory.Parameters, parts: int, gap: int) -> list[Message]:
-    """Gradients and weights: 2 Psi for DDP and ZeRO-1, (g + 1) Psi for ZeRO-2 (ZeRO paper, section 7), 3 g Psi for ZeRO-3.
+    """Gradients and weights, as in section 7 of the ZeRO paper.
 
-    FSDP gathers in every micro-batch (twice with resharding) and reduces once (``no_sync``); HSDP then adds up the
-    shards of its replicas.
+    With Psi parameters and g micro-batches: 2 Psi for DDP and ZeRO-1, (g + 1) Psi for ZeRO-2, 3 g Psi for ZeRO-3. FSDP
+    gathers in every micro-batch (twice with resharding) and reduces once (``no_sync``); HSDP then adds up the shards
+    of its replicas.
     """
     each, g, units = memory.bytes_of(spec), spec.accumulation_steps, shape.num_hidden_layers + 1
     whole, trained = (count.trained + count.frozen) * each.gathered, count.trained
