@@ -21,6 +21,8 @@ def train_with_fsdp(version, offload=False, hsdp=False):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8))
     options = {"reshard_after_forward": version == 2 or "FULL_SHARD", "cpu_offload": offload}
+    if version == 1:  # else the optimizer, made before the model was wrapped, would train nothing
+        options["use_orig_params"] = True
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=version, auto_wrap_policy="NO_WRAP", state_dict_type="FULL_STATE_DICT", **options
     )
