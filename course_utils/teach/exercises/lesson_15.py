@@ -20,7 +20,6 @@ from unittest import mock
 from course_utils.teach.exercise import Wrong, exercise
 from course_utils.teach.exercises.broken_configs import ACCELERATE, DEEPSPEED, FSDP, Broken
 
-
 # What a row that differs tells the learner; the others speak for themselves.
 HINTS = {
     "world size": "num_processes counts all machines' processes, not those of one machine.",
