@@ -139,7 +139,7 @@ teach.show(
 # %% slideshow={"slide_type": "-"} tags=["hide-input", "nbval-ignore-output"] jupyter={"source_hidden": true}
 model = load_causal_lm(vocab_size=len(tokenizer), num_hidden_layers=2).train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-useful, seconds = dict.fromkeys(strategies, 0), dict.fromkeys(strategies, 0.0)
+rates = {name: [] for name in strategies}  # useful tokens per second
 for step in range(max_steps + 1):  # the strategies take turns; the first round warms up
     for name, make in strategies.items():
         batch = make(step)
@@ -148,9 +148,8 @@ for step in range(max_steps + 1):  # the strategies take turns; the first round 
         optimizer.step()
         optimizer.zero_grad()
         if step > 0:
-            seconds[name] += perf_counter() - begin
-            useful[name] += int((batch["labels"] != -100).sum())
-speed = {name: useful[name] / seconds[name] for name in strategies}
+            rates[name].append(int((batch["labels"] != -100).sum()) / (perf_counter() - begin))
+speed = {name: float(np.median(rates[name])) for name in strategies}
 
 
 def padding_share(batches, width=None):
