@@ -165,8 +165,12 @@ def logits(spec: Spec, shape: ModelShape) -> int:
     """Bytes of the scores over the vocabulary when the loss is differentiated: three fp32 tensors.
 
     transformers' ``ForCausalLMLoss`` upcasts to fp32. ``log_softmax`` keeps its result; its backward pass holds that,
-    the gradient that comes in and the one that goes out: 12 bytes a score, against 10 in the forward pass.
+    the gradient that comes in and the one that goes out: 12 bytes a score.
     """
-    if not shape.lm_head:
-        return 0
-    return tokens(spec) * shape.vocab_size * 3 * FP32
+    return tokens(spec) * shape.vocab_size * 3 * FP32 if shape.lm_head else 0
+
+
+def forward_logits(spec: Spec, shape: ModelShape) -> int:
+    """Bytes of the scores when the loss is computed: as they come, upcast to fp32, and ``log_softmax``'s result."""
+    a_score = 2 * FP32 + (2 if kept(spec).compute == 2 else 0)
+    return tokens(spec) * shape.vocab_size * a_score if shape.lm_head else 0

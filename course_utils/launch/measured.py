@@ -7,7 +7,8 @@ torch's ``MemTracker`` and ``FSDPMemTracker`` (``torch.distributed._tools``) fol
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
@@ -80,16 +81,15 @@ def measured_step(spec: Spec, config: PreTrainedConfig) -> Measured:
     """One optimizer step on one GPU (DDP's local part: no buckets), the second one, when AdamW's moments exist."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
-    from torch.optim import AdamW
+
+    def tracker(model: nn.Module, optimizer: Any) -> MemTracker:
+        found = MemTracker()
+        found.track_external(model, optimizer)
+        return found
 
     with FakeTensorMode(), _masks_as_with_numbers(spec):
         model, shape = build(spec, config)
-        optimizer = AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-        tracker = MemTracker()
-        tracker.track_external(model, optimizer)
-        peak, end = _second_step(spec, shape, model, optimizer, tracker)
-    states = {"Parameter", "Buffer", "Gradient", "Optstate"}
-    return _report(shape, peak, end, ("Parameter",), ("Gradient",), ("Optstate",), states)
+        return _second_step(spec, shape, model, tracker, ("Parameter", "Gradient", "Optstate"))
 
 
 def measured_shard(spec: Spec, config: PreTrainedConfig) -> Measured:
@@ -99,16 +99,11 @@ def measured_shard(spec: Spec, config: PreTrainedConfig) -> Measured:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-    from torch.optim import AdamW
 
     with _fake_ranks(spec) as mesh, FakeTensorMode(), _masks_as_with_numbers(spec):
         model, shape = build(spec, config)
         shard(spec, model, mesh)
-        optimizer = AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-        tracker = FSDPMemTracker(model, optimizer)
-        peak, end = _second_step(spec, shape, model, optimizer, tracker)
-    states = {"Sharded Param", "Buffer", "Sharded Grad", "OptState"}
-    return _report(shape, peak, end, ("Sharded Param",), ("Sharded Grad",), ("OptState",), states)
+        return _second_step(spec, shape, model, FSDPMemTracker, ("Sharded Param", "Sharded Grad", "OptState"))
 
 
 @contextlib.contextmanager
@@ -149,48 +144,48 @@ def shard(spec: Spec, model: nn.Module, mesh: Any) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def _second_step(spec: Spec, shape: ModelShape, model: nn.Module, optimizer: Any, tracker: Any) -> tuple[dict, dict]:
-    """Allocations at the peak of the second forward and backward pass, and after it."""
+def _second_step(
+    spec: Spec, shape: ModelShape, model: nn.Module, make_tracker: Callable, states: tuple[str, str, str]
+) -> Measured:
+    """Allocations at the peak of the second forward and backward pass, and after it.
+
+    ``states`` are the tracker's names of weights, gradients and AdamW's moments.
+    """
+    from torch.optim import AdamW
+
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    _forward_backward(spec, shape, model)
+    optimizer.step()
+    optimizer.zero_grad()
+    tracker = make_tracker(model, optimizer)
+    _pass_over_frozen(tracker, model)
+    with tracker:
+        _forward_backward(spec, shape, model)
+        peak, end = (_by_name(tracker.get_tracker_snapshot(kind)) for kind in ("peak", "current"))
+    working = peak["Total"] - peak["Buffer"] - sum(peak[name] for name in states)
+    return Measured(shape, *(end[name] for name in states), working=working, peak=peak["Total"])
+
+
+def _forward_backward(spec: Spec, shape: ModelShape, model: nn.Module) -> None:
     import torch
 
     ids = torch.zeros(spec.micro_batch, spec.sequence_length, dtype=torch.long)
     labels = ids if shape.lm_head else torch.zeros(spec.micro_batch, dtype=torch.long)
-    _pass_over_frozen(tracker, model)
+    mask = {"attention_mask": torch.ones_like(ids)} if is_padded(spec) else {}
     casts = spec.precision == "bf16" and spec.strategy == "ddp"
-    with tracker:
-        for step in range(2):
-            if step:  # forget the first step's peak, and AdamW's temporary tensors
-                tracker.reset_mod_stats()
-                tracker._peak_mem, tracker._peak_mem_snap = {}, {}
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=casts):
-                loss = model(input_ids=ids, labels=labels).loss
-            loss.backward()
-            if step:
-                peak, end = tracker.get_tracker_snapshot("peak"), tracker.get_tracker_snapshot("current")
-            optimizer.step()
-            optimizer.zero_grad()
-    return peak, end
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=casts):
+        loss = model(input_ids=ids, labels=labels, **mask).loss
+    loss.backward()
 
 
 def _pass_over_frozen(tracker: Any, model: nn.Module) -> None:
     """The tracker would wait for gradients of frozen weights too, and fail; say that it does already."""
-    from collections import OrderedDict
-
     from torch.utils.hooks import RemovableHandle
 
     nothing = RemovableHandle(OrderedDict())
-
     for weight in model.parameters():
         if not weight.requires_grad:
             tracker._param_to_grad_hook_handles[weight] = (nothing, nothing)
-
-
-def _report(shape: ModelShape, peak: dict, end: dict, weights, gradients, optimizer, states: set[str]) -> Measured:
-    """The tracker's snapshots, its kinds of tensors summed up."""
-    at_peak, at_end = (_by_name(snapshot) for snapshot in (peak, end))
-    found = (sum(at_end[name] for name in names) for names in (weights, gradients, optimizer))
-    total = at_peak.pop("Total")
-    return Measured(shape, *found, working=total - sum(at_peak[name] for name in states), peak=total)
 
 
 def _by_name(snapshot: dict) -> dict[str, int]:

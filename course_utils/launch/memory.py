@@ -171,18 +171,22 @@ def buckets(spec: Spec, count: Parameters) -> int:
     return 0
 
 
-def gathered(spec: Spec, count: Parameters, moment: str) -> int:
+def _forward_surplus(spec: Spec, shape: ModelShape, more: int) -> int:
+    """What ``more`` bytes add at ``loss`` that are freed before it is differentiated, when scores take the most."""
+    return max(0, more - activations.logits(spec, shape) + activations.forward_logits(spec, shape))
+
+
+def gathered(spec: Spec, shape: ModelShape, count: Parameters, moment: str) -> int:
     """Weights gathered from the other ranks, and gradients not yet reduced.
 
     FSDP gathers a layer at a time and, in the backward pass, the next one while one is computed: two units, and a
-    whole gradient of one. What is outside the layers (embedding, output layer) is the last unit and stays gathered
-    from the forward to the backward pass. Without resharding everything stays. ZeRO-3 keeps up to
+    whole gradient of one. The output layer stays gathered from the forward to the backward pass, and so does the
+    embedding where it is the same matrix or, as in FSDP1, the same unit; the buffer of the last gathering is freed
+    when the forward pass is left. Without resharding everything stays. ZeRO-3 keeps up to
     ``stage3_max_live_parameters``.
     """
     each = frozen_bytes(spec) if spec.precision == "bf16_weights" else bytes_of(spec).gathered
     if moment == "step" or not (spec.is_fsdp or spec.strategy == "zero3"):
-        return 0
-    if shards(spec) == 1:
         return 0
     everything = count.trained + count.frozen
     if spec.strategy == "zero3":
@@ -190,20 +194,27 @@ def gathered(spec: Spec, count: Parameters, moment: str) -> int:
     gradient = 0 if moment == "loss" or spec.lora_rank else count.layer * each
     if not spec.reshard_after_forward and moment != "first layer":
         return everything * each + gradient
-    units = {"loss": count.outside, "last layer": 2 * count.layer + count.outside}
-    return units.get(moment, 2 * count.layer) * each + gradient
+    last = count.outside - (count.embedding if spec.strategy == "fsdp2" else 0)
+    if moment == "loss":
+        buffer = count.layer if shape.tie_word_embeddings else last
+        return last * each + _forward_surplus(spec, shape, buffer * each)
+    return (2 * count.layer + (last if moment == "last layer" else 0)) * each + gradient
 
 
-def autocast_copies(spec: Spec, count: Parameters, moment: str) -> int:
+def autocast_copies(spec: Spec, shape: ModelShape, count: Parameters, moment: str) -> int:
     """16-bit copies of fp32 weights that autograd keeps from the forward to the backward pass under plain DDP.
 
-    https://docs.pytorch.org/docs/stable/amp.html; with checkpointing only the layer in work and the output layer.
+    With checkpointing autograd keeps only those of the output layer and of the layer in work, but autocast's own cache
+    holds all copies until the forward pass is left. Frozen weights are not cached.
+    https://docs.pytorch.org/docs/stable/amp.html
     """
     if spec.strategy != "ddp" or spec.precision not in ("bf16", "fp16"):
         return 0
-    if moment == "loss" and not spec.checkpointing:
-        return 2 * count.matrices
-    return {"loss": 2 * count.outside, "step": 0}.get(moment, 2 * count.layer)
+    output = 2 * (count.outside - count.embedding)
+    if moment == "loss" and spec.checkpointing:
+        cached = 0 if spec.lora_rank else 2 * count.matrices - output
+        return output + _forward_surplus(spec, shape, cached)
+    return {"loss": 2 * count.matrices, "step": 0}.get(moment, 2 * count.layer)
 
 
 def on_gpu(spec: Spec, shape: ModelShape) -> dict[str, dict[str, int]]:
@@ -220,8 +231,8 @@ def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters) -> dict[s
         "optimizer": 0 if offloads else optimizer(spec, count),
         "master copies": 0 if offloads else master_copies(spec, count),
         "buckets": buckets(spec, count),
-        "gathered units": gathered(spec, count, moment) + (waiting if moment != "step" else 0),
-        "autocast copies": autocast_copies(spec, count, moment),
+        "gathered units": gathered(spec, shape, count, moment) + (waiting if moment != "step" else 0),
+        "autocast copies": autocast_copies(spec, shape, count, moment),
         "activations": {
             "loss": forward,
             "last layer": (forward if spec.checkpointing else forward - _one(spec, shape))

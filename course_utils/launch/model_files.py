@@ -40,7 +40,7 @@ def read_shape(model: str, hub: bool = True) -> ModelShape:
 def _config(model: str, hub: bool) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    is_path = Path(model).exists()
+    is_path = bool(model) and Path(model).exists()
     known = ", ".join(sorted(builtin()))
     if not is_path and not hub:
         raise SpecError(f"model={model!r} is neither a folder nor built in; allowed without the hub: {known}")

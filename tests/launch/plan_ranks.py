@@ -1,0 +1,127 @@
+"""What two real CPU processes hold after two optimizer steps; run by ``run_ranks``, so imports stay inside."""
+
+
+def tiny():
+    """A Llama whose matrices divide evenly by two."""
+    from transformers import LlamaConfig
+
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2}
+    return LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, use_cache=False)
+
+
+def held(cases):
+    """Bytes of this rank by kind for each case (strategy, precision), counted from its tensors."""
+    import torch
+    import torch.distributed as dist
+    from transformers import AutoModelForCausalLM
+
+    dist.init_process_group("gloo")
+    ids, found = torch.arange(32).reshape(1, 32), {}
+    for strategy, precision in cases:
+        dtype = torch.bfloat16 if precision == "bf16_weights" else torch.float32
+        model = AutoModelForCausalLM.from_config(tiny(), dtype=dtype)
+        held_by = {"ddp": in_ddp, "fsdp2": in_fsdp}.get(strategy, in_zero)
+        bytes_of = held_by(model, ids, strategy, precision)
+        found[f"{strategy} {precision}"] = {"world": dist.get_world_size(), **bytes_of}
+    return found
+
+
+def size(tensors):
+    """Bytes of the local parts."""
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def moments(optimizer):
+    import torch
+
+    return [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.dim()]
+
+
+def _train(model, optimizer, ids, precision):
+    """Two steps; the bytes of the gradients after the last backward pass."""
+    import torch
+
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+    return size(p.grad for p in model.parameters())
+
+
+def in_ddp(model, ids, strategy, precision):
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters())
+    gradients = _train(wrapped, optimizer, ids, precision)
+    data = wrapped._get_ddp_logging_data()
+    sizes = data.get("rebuilt_bucket_sizes", data["bucket_sizes"])  # what the reducer says that it allocated
+    buckets = sum(int(number) for number in sizes.split(","))
+    assert not data["gradient_as_bucket_view"], "buckets and gradients would share memory"
+    found = {"gradients": gradients, "weights": size(model.parameters()), "optimizer": size(moments(optimizer))}
+    return found | {"wrapper": type(wrapped).__name__, "buckets": buckets}
+
+
+def in_fsdp(model, ids, strategy, precision):
+    """As accelerate shards: a bf16 policy over fp32 weights; and what ``no_sync`` lets wait."""
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    low = torch.bfloat16 if precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=low)
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    optimizer = torch.optim.AdamW(model.parameters())
+    gradients = _train(model, optimizer, ids, "policy")
+    optimizer.zero_grad()
+    model.set_requires_gradient_sync(False)  # what no_sync does
+    model(input_ids=ids, labels=ids).loss.backward()
+    groups = [m._get_fsdp_state()._fsdp_param_group for m in model.modules() if hasattr(m, "_get_fsdp_state")]
+    waiting = size(_waiting(parameter) for group in groups for parameter in group.fsdp_params)
+    found = {"gradients": gradients, "weights": size(model.parameters()), "optimizer": size(moments(optimizer))}
+    return found | {"wrapper": type(model).__name__, "unsharded gradients": waiting}
+
+
+def _waiting(parameter):
+    """The whole gradient that one sharded parameter keeps until it may be reduced."""
+    kept = parameter.unsharded_accumulated_grad
+    return kept if kept is not None else parameter.unsharded_param.grad
+
+
+def in_zero(model, ids, strategy, precision):
+    import deepspeed
+    import torch
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no minute of compiling
+    stage = int(strategy[-1])
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "bf16": {"enabled": precision != "fp32"},
+        "zero_allow_untested_optimizer": True,
+    }
+    if precision == "bf16_weights":
+        config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    own = torch.optim.AdamW(model.parameters())
+    engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=own, config=config)
+    for _ in range(2):
+        engine.backward(engine(input_ids=ids, labels=ids).loss)
+        engine.step()
+    if stage == 3:
+        weights = [p.ds_tensor for p in engine.module.parameters()]
+        masters, gradients = optimizer.fp32_partitioned_groups_flat, size([optimizer.grad_partitions_flat_buffer])
+    else:
+        weights = list(engine.module.parameters())
+        masters, gradients = optimizer.single_partition_of_fp32_groups, None
+    return {
+        "wrapper": type(optimizer).__name__,
+        "weights": size(weights),
+        "gradients": gradients,
+        "optimizer": size(moments(optimizer.optimizer)),
+        "master copies": size(masters),
+    }

@@ -1,0 +1,311 @@
+"""The planner's own promises: sums, monotonicity, units, verdicts, cheapest changes, other estimators, errors."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_utils.launch import SpecError, memory, speed
+from course_utils.launch.changes import cheapest_change
+from course_utils.launch.compare import compare_estimators, comparison_table
+from course_utils.launch.plan import CHOICES, GIB, plan, strategies, strategies_table
+from course_utils.launch.shapes import ModelShape, builtin, parameter_count, shape_of
+from course_utils.launch.spec import Spec
+from course_utils.teach.figures import lesson_15 as figures
+
+LLAMA = builtin()["meta-llama/Llama-3.1-8B"]
+PSI = parameter_count(LLAMA)
+
+
+def eight(**fields):
+    return Spec(**{"model": "meta-llama/Llama-3.1-8B", "gpus_per_node": 8, "strategy": "fsdp2"} | fields)
+
+
+shapes = st.builds(
+    ModelShape,
+    vocab_size=st.integers(100, 200_000),
+    hidden_size=st.integers(1, 64).map(lambda n: 64 * n),
+    intermediate_size=st.integers(64, 30_000),
+    num_hidden_layers=st.integers(1, 90),
+    num_attention_heads=st.sampled_from([8, 16, 64]),
+    num_key_value_heads=st.sampled_from([1, 4, 8]),
+    head_dim=st.sampled_from([32, 64, 128]),
+    gated_mlp=st.booleans(),
+    tie_word_embeddings=st.booleans(),
+    norm=st.sampled_from(["rms", "layer"]),
+    qk_norm=st.booleans(),
+    fused_projections=st.booleans(),
+    lm_head=st.booleans(),
+)
+
+
+@st.composite
+def specs(draw):
+    """Any spec on up to 32 GPUs that the rules let pass."""
+    strategy, offload, reshard = draw(st.sampled_from(CHOICES))
+    fields = {
+        "model": draw(shapes),
+        "nodes": draw(st.sampled_from([1, 2, 4])),
+        "gpus_per_node": draw(st.sampled_from([1, 2, 8])),
+        "precision": draw(st.sampled_from(["fp32", "bf16", "fp16"] + (["bf16_weights"] if offload == "none" else []))),
+        "micro_batch": draw(st.integers(1, 64)),
+        "accumulation": draw(st.integers(1, 8)),
+        "sequence_length": draw(st.integers(1, 512)) * 64,
+        "checkpointing": draw(st.booleans()),
+        "lora_rank": draw(st.sampled_from([0, 8])),
+        "price": draw(st.sampled_from([None, 2.5])),
+    }
+    try:
+        return Spec(strategy=strategy, offload=offload, reshard_after_forward=reshard, **fields)
+    except SpecError:  # one GPU leaves nothing to shard, LoRA with another precision ...
+        return eight(**fields | {"model": fields["model"], "gpus_per_node": 8, "lora_rank": 0})
+
+
+@settings(max_examples=200, deadline=None)
+@given(specs())
+def test_components_are_finite_and_add_up(spec):
+    one = plan(spec)
+    assert list(one.moments) == list(memory.MOMENTS)
+    for found in one.moments.values():
+        assert tuple(found) == memory.COMPONENTS
+        assert all(isinstance(size, int) and size >= 0 for size in found.values())
+        assert sum(found.values()) <= one.total
+    assert sum(one.memory.values()) == one.total
+    numbers = [number for number in one.speed if number is not None]
+    assert all(math.isfinite(number) and number >= 0 for number in numbers) and one.speed.step > 0
+    assert one.speed.step == pytest.approx(one.speed.compute + one.speed.exposed + one.speed.offload)
+    assert (one.speed.cost is None) == (spec.price is None)
+    assert one.fits == (one.total <= one.limit)
+    assert one.table()
+
+
+@settings(max_examples=100, deadline=None)
+@given(specs(), st.integers(2, 4))
+def test_more_costs_more_and_sharding_saves(spec, factor):
+    """A larger batch or longer sequence never needs less; checkpointing and more nodes to shard over never more."""
+    one = plan(spec)
+    assert plan(spec.but(micro_batch=spec.micro_batch * factor)).total >= one.total
+    assert plan(spec.but(sequence_length=spec.sequence_length * factor)).total >= one.total
+    wider = plan(spec.but(nodes=spec.nodes * factor, micro_batch=spec.micro_batch))
+    state = ("weights", "gradients", "optimizer", "master copies")
+    for moment in memory.MOMENTS:
+        assert sum(wider.moments[moment][name] for name in state) <= sum(one.moments[moment][name] for name in state)
+    without, with_ = (plan(spec.but(checkpointing=value)) for value in (False, True))
+    assert with_.moments["loss"]["activations"] <= without.moments["loss"]["activations"]
+    assert with_.speed.compute > without.speed.compute
+
+
+@pytest.mark.parametrize(
+    ("fields", "bytes_of"),
+    [
+        ({"strategy": "ddp"}, lambda n: 4 + 4 + 8),
+        ({"strategy": "ddp", "precision": "bf16_weights"}, lambda n: 2 + 2 + 4),
+        ({"strategy": "zero1"}, lambda n: 2 + 2 + (4 + 8 + 4) / n),
+        ({"strategy": "zero2"}, lambda n: 2 + (2 + 4 + 8 + 4) / n),
+        ({"strategy": "zero3"}, lambda n: (2 + 2 + 4 + 8 + 4) / n),
+        ({"strategy": "fsdp2"}, lambda n: (4 + 4 + 8) / n),
+    ],
+)
+def test_bytes_per_parameter_at_the_step(fields, bytes_of):
+    """The table of the ZeRO paper (figure 1); DeepSpeed casts a shard of the gradients to fp32 for the update."""
+    for nodes in (1, 4):
+        found = plan(eight(**fields, nodes=nodes)).moments["step"]
+        states = sum(found[name] for name in ("weights", "gradients", "optimizer", "master copies"))
+        assert states / PSI == pytest.approx(bytes_of(8 * nodes), rel=1e-3)
+
+
+def test_hsdp_tensor_and_context_parallel():
+    """Replicas and tensor-parallel ranks do not share a shard; context-parallel ranks do, and split the sequence."""
+    plain, replicated = plan(eight(nodes=2)), plan(eight(nodes=2, replicas=2))
+    assert replicated.moments["step"]["optimizer"] == pytest.approx(2 * plain.moments["step"]["optimizer"], rel=1e-6)
+    context = plan(eight(nodes=2, context_parallel=2))
+    assert context.moments["step"]["optimizer"] == plain.moments["step"]["optimizer"]
+    assert context.moments["loss"]["logits"] == plain.moments["loss"]["logits"] // 2
+    tensor = plan(eight(nodes=2, tensor_parallel=2))
+    ratio = tensor.moments["step"]["optimizer"] / plain.moments["step"]["optimizer"]
+    assert 1 < ratio < 1.1, "half the matrices over half the shards; only the embedding is whole"
+    assert tensor.moments["loss"]["activations"] < plain.moments["loss"]["activations"]
+
+
+def test_accumulation_under_no_sync_keeps_whole_gradients():
+    once, twice = (plan(eight(accumulation=number)).moments["loss"]["gathered units"] for number in (1, 2))
+    assert twice - once == PSI * 2
+    reduced = [plan(eight(strategy="zero2", accumulation=number)) for number in (1, 2)]
+    assert reduced[1].moments["loss"]["gradients"] == PSI * 2 // 8  # ZeRO-2 reduces every time and keeps its part
+    assert reduced[0].moments["loss"]["gradients"] == 0
+
+
+def test_lora_trains_adapters_only():
+    one = plan(eight(strategy="ddp", lora_rank=16, precision="bf16_weights"))
+    assert one.trained == sum(16 * (i + o) for i, o in memory.linears(LLAMA)) * LLAMA.num_hidden_layers
+    found = one.moments["step"]
+    assert found["weights"] == 2 * PSI + 4 * one.trained
+    assert found["gradients"] + found["optimizer"] == 12 * one.trained
+
+
+@pytest.mark.parametrize(
+    ("fields", "psi"),
+    [
+        ({"strategy": "ddp"}, 2 * 4),  # all-reduce of fp32 gradients
+        ({"strategy": "zero1"}, 2 * 2),
+        ({"strategy": "zero2", "accumulation": 4}, (4 + 1) * 2),
+        ({"strategy": "zero3", "accumulation": 4}, 3 * 4 * 2),
+        ({"strategy": "fsdp2"}, 3 * 2),
+        ({"strategy": "fsdp2", "reshard_after_forward": False}, 2 * 2),
+        ({"strategy": "fsdp2", "accumulation": 4}, (2 * 4 + 1) * 2),
+    ],
+)
+def test_communication_volume(fields, psi):
+    """Bytes a GPU sends per parameter: the ring's share (n-1)/n of the volumes in section 7 of the ZeRO paper."""
+    assert plan(eight(**fields)).speed.volume / PSI == pytest.approx(psi * 7 / 8, rel=1e-3)
+
+
+def test_speed_is_the_formula_by_hand():
+    spec = eight(strategy="ddp", micro_batch=2, sequence_length=4096, mfu=0.5, price=2.0, max_steps=900)
+    matrices = PSI - 128256 * 4096 - (2 * 32 + 1) * 4096  # without embedding and norms
+    flops = 6 * matrices + 12 * 32 * 32 * 128 * 4096 / 2
+    found = plan(spec).speed
+    assert found.compute == pytest.approx(2 * 4096 * flops / (989e12 * 0.5), rel=1e-6)
+    ring = 2 * 7 * 5e-6 * math.ceil(4 * PSI / (25 * 2**20)) + 2 * 7 / 8 * 4 * PSI / 450e9
+    assert found.communication == pytest.approx(ring, rel=1e-3)
+    assert found.exposed == max(0.0, found.communication - found.compute * 2 / 3)
+    assert found.tokens_per_second == pytest.approx(8 * 2 * 4096 / found.step)
+    assert found.cost == pytest.approx(900 * found.step / 3600 * 8 * 2.0)
+
+
+def test_a_slow_network_shows_where_weights_cross_it():
+    fast, slow = (eight(nodes=4, network=network, micro_batch=1, sequence_length=512) for network in (400.0, 10.0))
+    assert plan(slow).speed.step > 2 * plan(fast).speed.step
+    assert plan(slow.but(replicas=4)).speed.step < plan(slow).speed.step, "HSDP keeps gathering inside a machine"
+    assert plan(slow.but(nodes=1)).speed.step == plan(fast.but(nodes=1)).speed.step
+
+
+def test_host_memory_is_part_of_fitting():
+    spec = eight(strategy="zero2", offload="optimizer", checkpointing=True)
+    one = plan(spec)
+    assert one.host_total == PSI * 16  # fp32 weights, moments, gradients of all eight ranks
+    assert one.fits and not plan(spec.but(host_memory=64.0)).fits
+    assert "of a machine's memory of 64 GiB" in plan(spec.but(host_memory=64.0)).verdict
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [
+        ({"micro_batch": 8, "sequence_length": 2048}, {"micro_batch", "accumulation"}),
+        ({"strategy": "ddp"}, {"strategy", "reshard_after_forward"}),
+        ({"sequence_length": 16384}, {"checkpointing"}),
+        ({"gpus_per_node": 4, "gpu_memory": 24.0, "checkpointing": True}, {"offload"}),
+        ({"model": "meta-llama/Llama-3.1-70B", "checkpointing": True, "micro_batch": 2}, {"nodes"}),
+    ],
+)
+def test_the_cheapest_change_is_the_least_painful_one(fields, changed):
+    spec = eight(**{"global_batch": 64} | fields)
+    assert not plan(spec).fits
+    found = cheapest_change(spec)
+    assert found is not None and found.plan.fits and plan(found.spec).fits
+    assert found.spec.effective_batch == spec.effective_batch
+    different = {name for name in Spec.model_fields if getattr(spec, name) != getattr(found.spec, name)}
+    assert changed & different, f"changed {different}"
+    assert all(f"{name}=" in found.sentence for name in different - {"hosts"})
+    assert found.sentence in plan(spec).verdict
+
+
+def test_nothing_to_change_and_nothing_that_helps():
+    assert cheapest_change(eight(checkpointing=True, nodes=2)) is None
+    hopeless = eight(gpu_memory=1.0, model="meta-llama/Llama-3.1-70B")
+    assert cheapest_change(hopeless) is None
+    assert plan(hopeless).verdict.endswith("no change known to this planner makes it fit.")
+
+
+def test_strategies_are_sorted_and_say_what_they_are():
+    found = strategies(eight(micro_batch=4, price=2.0))
+    assert {one.name for one in found} >= {"DDP", "FSDP2", "FSDP2 + no reshard", "ZeRO-3 + offload"}
+    assert len(found) == len(CHOICES)
+    assert [one.fits for one in found] == sorted((one.fits for one in found), reverse=True)
+    steps = [one.speed.step for one in found if one.fits]
+    assert steps and steps == sorted(steps)
+    text = strategies_table(found)
+    assert len(text.splitlines()) == len(found) + 1 and "cost $" in text
+
+
+def test_strategies_with_sizes_that_only_fsdp2_has():
+    found = strategies(eight(nodes=2, tensor_parallel=2))
+    assert {one.spec.strategy for one in found} == {"fsdp2"}
+
+
+def test_a_name_a_shape_and_a_folder_give_the_same_plan(tmp_path):
+    config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": True}
+    sizes = shape_of("Qwen/Qwen3-0.6B").model_dump()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    heads = ("num_attention_heads", "num_key_value_heads")
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: sizes[name] for name in names + heads}))
+    by_name, by_shape, by_folder = (
+        plan(Spec(model=model)) for model in ("Qwen/Qwen3-0.6B", shape_of("Qwen/Qwen3-0.6B"), str(tmp_path))
+    )
+    assert by_name.shape == by_shape.shape == by_folder.shape
+    assert by_name.moments == by_shape.moments == by_folder.moments
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [("no/such-model", "neither a folder nor built in"), ("", "neither a folder nor built in")],
+)
+def test_an_unknown_model_is_one_sentence(model, says):
+    with pytest.raises(SpecError, match=says) as caught:
+        shape_of(model, hub=False)
+    assert "\n" not in str(caught.value) and repr(model) in str(caught.value)
+
+
+def test_models_it_cannot_plan_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for config, says in (
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixtures of experts"),
+        ({"model_type": "t5"}, "encoders and decoders"),
+        ({"no": "model_type"}, "no usable config.json"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SpecError, match=says):
+            shape_of(str(tmp_path))
+
+
+def test_estimators_side_by_side():
+    """accelerate counts 8 bytes a parameter for bf16, whatever the strategy; DeepSpeed has a formula of its own."""
+    rows = {row.tool: row for row in compare_estimators(eight(strategy="zero2"))}
+    assert rows["accelerate estimate-memory"].gpu == PSI * 8
+    pytest.importorskip("deepspeed", reason="deepspeed is installed on Linux only")
+    theirs, ours = rows["DeepSpeed's estimator"].gpu, rows["this planner, model states"].gpu
+    assert ours == pytest.approx(theirs, rel=0.1)
+    assert rows["this planner"].gpu > theirs
+    assert "GPU GiB" in comparison_table(list(rows.values()))
+    assert len(compare_estimators(eight(strategy="fsdp2"))) == 3
+
+
+def test_accelerate_counts_the_same_parameters():
+    """``compare_estimators`` gives accelerate 4 bytes a parameter; its own count of the real model agrees."""
+    from accelerate.utils import calculate_maximum_sizes
+    from transformers import GPT2Config
+
+    from course_utils.launch.model_files import meta_model
+
+    total, _ = calculate_maximum_sizes(meta_model(GPT2Config()))
+    assert total == pytest.approx(4 * parameter_count(shape_of("openai-community/gpt2")), rel=0.01)
+
+
+def test_figures_show_every_component_and_the_limit():
+    plans = strategies(eight(micro_batch=4))
+    assert {name for names in figures.GROUPS.values() for name in names} == set(memory.COMPONENTS)
+    for figure, rows in ((figures.strategy_memory(plans), len(plans)), (figures.step_memory(plans[0]), 4)):
+        (axis,) = figure.axes
+        assert len(axis.get_yticklabels()) == rows and "GiB" in axis.get_xlabel()
+        limit = [line.get_xdata()[0] for line in axis.lines]
+        assert limit == [pytest.approx(plans[0].limit / GIB)] * len(limit) and limit
+    ends = {bar.get_y(): bar.get_x() + bar.get_width() for bar in figures.strategy_memory(plans).axes[0].patches}
+    assert sorted(ends.values()) == pytest.approx(sorted(one.total / GIB for one in plans))
+
+
+def test_a_message_inside_one_rank_costs_nothing():
+    alone = SimpleNamespace(data=10**9, calls=3, ranks=1, gap=1, passes=2)
+    assert speed.ring_time(eight(), alone) == 0.0
