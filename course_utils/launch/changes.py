@@ -81,13 +81,18 @@ def _sharding(spec: Spec) -> list[dict[str, Any]]:
 
 
 def _same_batch(spec: Spec, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The changes with the accumulation that keeps the effective batch; nothing where no whole number does."""
+    """The changes with the accumulation that keeps the effective batch; nothing where no whole number does.
+
+    More machines than sequences make the batch grow, unless ``global_batch`` asks for its size.
+    """
     if "nodes" in changes and spec.hosts:
         changes = changes | {"hosts": ()}
     batch = changes.get("micro_batch", spec.micro_batch)
     nodes = changes.get("nodes", spec.nodes)
     at_once = batch * spec.data_parallel_size // spec.nodes * nodes
     accumulation, rest = divmod(spec.effective_batch, at_once)
+    if not accumulation and "nodes" in changes and spec.global_batch is None:
+        accumulation, rest = 1, 0
     if rest:
         return
     if spec.accumulation is not None or (spec.global_batch is None and accumulation != 1):
@@ -101,5 +106,6 @@ def _sentence(before: Plan, changes: dict[str, Any], found: Plan) -> str:
         f"{name}={value!r} (was {getattr(before.spec, name)!r})" for name, value in changes.items() if name != "hosts"
     ]
     listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
-    slower = found.speed.step / before.speed.step
-    return f"set {listed}: {found.total / GIB:.1f} GiB, {slower:.2f} x the time of a step."
+    slower, batch = found.speed.step / before.speed.step, found.spec.effective_batch
+    grown = "" if batch == before.spec.effective_batch else f" of {batch} sequences, not {before.spec.effective_batch}"
+    return f"set {listed}: {found.total / GIB:.1f} GiB, {slower:.2f} x the time of a step{grown}."

@@ -75,6 +75,10 @@ CASES = {
     "fsdp, 16 ranks": (llama, fsdp(nodes=2)),
     "fsdp, no reshard": (qwen3, fsdp(reshard_after_forward=False)),
     "fsdp, 2 replicas": (llama, fsdp(replicas=2, precision="fp32")),
+    "fsdp, large vocabulary": (
+        lambda: LlamaConfig(**SIZES | {"vocab_size": 65536}, **HEADS),
+        fsdp(sequence_length=64),
+    ),
     "fsdp, checkpointing": (qwen3, fsdp(checkpointing=True, sequence_length=2048)),
     "fsdp, LoRA, bf16 weights": (llama, fsdp(lora_rank=16, precision="bf16_weights")),
 }
