@@ -45,7 +45,7 @@ def _config(model: str, hub: bool) -> PreTrainedConfig:
     if not is_path and not hub:
         raise SpecError(f"model={model!r} is neither a folder nor built in; allowed without the hub: {known}")
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=is_path)
+        return AutoConfig.from_pretrained(model, local_files_only=is_path)  # no remote code: the default
     except Exception as error:  # whatever the hub client, the JSON parser or the config class raises
         where = "holds no usable config.json" if is_path else "was not found on the Hugging Face hub"
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
