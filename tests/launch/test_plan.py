@@ -195,7 +195,7 @@ def test_host_memory_is_part_of_fitting():
     ("fields", "changed"),
     [
         ({"micro_batch": 8, "sequence_length": 2048}, {"micro_batch": 2}),
-        ({"micro_batch": 5, "sequence_length": 4096, "global_batch": None}, {"micro_batch": 1, "accumulation": 5}),
+        ({"micro_batch": 5, "sequence_length": 2048, "global_batch": None}, {"micro_batch": 1, "accumulation": 5}),
         ({"strategy": "ddp"}, {"strategy": "fsdp2", "reshard_after_forward": False}),
         ({"strategy": "zero1", "gpu_memory": 30.0}, {"strategy": "zero3"}),
         ({"sequence_length": 16384}, {"checkpointing": True}),

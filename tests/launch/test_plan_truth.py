@@ -18,8 +18,8 @@ GPT2_SIZES = {"n_embd": 256, "n_layer": 3, "n_head": 4, "vocab_size": 4096, "n_p
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
 
-def llama():
-    return LlamaConfig(**SIZES, **HEADS)
+def llama(vocab_size=4096):
+    return LlamaConfig(**SIZES | {"vocab_size": vocab_size}, **HEADS)
 
 
 def qwen2():
@@ -75,12 +75,12 @@ CASES = {
     "fsdp, 16 ranks": (llama, fsdp(nodes=2)),
     "fsdp, no reshard": (qwen3, fsdp(reshard_after_forward=False)),
     "fsdp, 2 replicas": (llama, fsdp(replicas=2, precision="fp32")),
-    "fsdp, large vocabulary": (
-        lambda: LlamaConfig(**SIZES | {"vocab_size": 65536}, **HEADS),
-        fsdp(sequence_length=64),
-    ),
+    "fsdp, large vocabulary": (lambda: llama(65536), fsdp(sequence_length=64)),
     "fsdp, checkpointing": (qwen3, fsdp(checkpointing=True, sequence_length=2048)),
-    "fsdp, LoRA, bf16 weights": (llama, fsdp(lora_rank=16, precision="bf16_weights")),
+    "fsdp, LoRA, bf16 weights": (
+        lambda: llama(65536),
+        fsdp(lora_rank=16, precision="bf16_weights", sequence_length=64),
+    ),
 }
 
 
