@@ -59,7 +59,7 @@ class Spec(BaseModel):
     offload: Literal["none", "optimizer", "all"] = of("none", "what waits in host memory between its uses")
     reshard_after_forward: bool = of(True, "FSDP: free the gathered weights after the forward pass (ZeRO-3 memory)")
     replicas: int = of(1, "FSDP: copies of the sharded model (HSDP); 1 shards over all GPUs", ge=1)
-    tensor_parallel: int = of(1, "GPUs that share each matrix multiplication", "GPUs", ge=1)
+    tensor_parallel: int = of(1, "GPUs that share each matrix multiplication, if the program can", "GPUs", ge=1)
     context_parallel: int = of(1, "GPUs that share each sequence", "GPUs", ge=1)
     # the machines
     nodes: int = of(1, "machines", ge=1, le=4096)

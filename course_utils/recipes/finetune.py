@@ -32,6 +32,7 @@ that TRL's SFT script has too mean the same there.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -115,6 +116,12 @@ class Config:
         is_path = path.is_absolute() or path.exists() or self.model_name_or_path.startswith(".")
         if is_path and not (path / "config.json").is_file():
             raise ValueError(f"model_name_or_path={str(path)!r} has no config.json; allowed: a model's folder")
+        tensor_parallel = int(os.environ.get("PARALLELISM_CONFIG_TP_SIZE", 1))  # set by launch files and accelerate
+        if tensor_parallel > 1:
+            raise ValueError(
+                f"tensor_parallel={tensor_parallel} needs a program that loads its model with a tensor-parallel plan, "
+                "which this one does not; allowed: 1"
+            )
         finetune_data.check_files(self)
 
 

@@ -199,6 +199,12 @@ def test_a_run_that_is_not_what_was_asked_is_refused(run, monkeypatch):
         run("--max_steps=1", "--use_cpu=false")
 
 
+def test_tensor_parallelism_is_refused_and_not_ignored(run, monkeypatch):
+    monkeypatch.setenv("PARALLELISM_CONFIG_TP_SIZE", "2")
+    with pytest.raises(SystemExit, match="tensor_parallel=2 needs a program that loads its model"):
+        run("--max_steps=1")
+
+
 def test_a_strategy_that_is_not_in_use_is_refused(run, monkeypatch):
     trainer, _ = run("--max_steps=1", "--save_strategy=no")
     monkeypatch.setattr(type(trainer.args), "world_size", 2)
