@@ -112,7 +112,7 @@ assert example.effective_batch == example.micro_batch * example.accumulation_ste
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 16 bytes a parameter
 #
-# Weight, gradient, two moments of AdamW, in fp32: $4 + 4 + 8$. Qwen3-8B, $N = 16$:
+# Weight, gradient, AdamW's two moments. Qwen3-8B on $N = 16$ GPUs:
 #
 # | | bytes per parameter | each GPU holds |
 # |---|---|--:|
@@ -143,14 +143,16 @@ assert {name: round(state(name), 1) for name in stated} == stated
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## And what comes and goes
 #
-# | | bytes | divided by $N$? |
-# |---|---|---|
-# | **gathered units** | 2 per parameter of a layer, two at a time | no |
-# | **whole gradients** while accumulating (FSDP) | 2 per parameter | no |
-# | **activations** | tokens $\times$ layers $\times$ about $50\,h$ | no |
-# | **logits** | $12 \times$ tokens $\times$ vocabulary | no |
+# | | bytes on every GPU |
+# |---|---|
+# | **gathered units** | 2 per parameter of a layer, two layers at a time |
+# | **whole gradients** | 2 per parameter, while FSDP accumulates |
+# | **activations** | tokens $\times$ layers $\times$ about $50\,h$ |
+# | **logits** | tokens $\times$ vocabulary $\times\, 12$ |
 #
-# > They are largest at different moments. Adding up the maxima refuses runs that fit.
+# More GPUs change none of these.
+#
+# > Their maxima do not meet: adding them up refuses runs that fit.
 
 # %% slideshow={"slide_type": "skip"}
 tightest = plan(example).memory
@@ -168,7 +170,7 @@ assert tightest["logits"] == 12 * tokens * shape.vocab_size
 # ## Every strategy, and the GPU's limit
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
-plans = strategies(example)
+plans = [one for one in strategies(example) if one.spec.offload == "none"]
 assert [one.name for one in plans if not one.fits] == ["DDP"]
 teach.show(
     figures.strategy_memory(plans),
@@ -177,10 +179,11 @@ teach.show(
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Qwen3-8B on 2 x 8 H100, at the tightest moment of a step. Fastest that fit on top. Look at DDP: blue, sky and green
-# alone are beyond the line. Then at ZeRO-3: nearly all of it is activations and logits, which no sharding divides. Is
-# it true? The lesson measures a small Qwen3 with torch's MemTracker under FakeTensorMode: state exact, the rest
-# within a tenth. DeepSpeed's own estimator counts the state only, less than half of what the run needs.
+# Qwen3-8B on 2 x 8 H100, at the tightest moment of a step. Those that fit first, the fastest on top; offload is left
+# out here. Look at DDP: blue, sky and green alone are beyond the line. Then at ZeRO-3: nearly all of it is
+# activations and logits, which no sharding divides. Is it true? The lesson measures a small Qwen3 with torch's
+# MemTracker under FakeTensorMode: state exact, the rest within a tenth. DeepSpeed's own estimator counts the state
+# only, less than half of what the run needs.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How fast, and at what cost
@@ -234,14 +237,14 @@ teach.show(
 #
 # | start it with | file | which machine am I? |
 # |---|---|---|
-# | a shell on each machine | `torchrun.sh`, `accelerate.sh` | `NODE_RANK=1 bash ...` |
-# | SLURM | `slurm.sbatch` | `$SLURM_PROCID` inside `srun` |
+# | a shell | `torchrun.sh`, `accelerate.sh` | `NODE_RANK=1 bash ...` |
+# | SLURM | `slurm.sbatch` | `$SLURM_PROCID` |
 # | Kubernetes | `trainjob.yaml` | `$PET_NODE_RANK` |
 # | SkyPilot | `skypilot.yaml` | `$SKYPILOT_NODE_RANK` |
-# | SageMaker | `sagemaker_v3.py`, `_v2`, `_entry` | its own torchrun |
+# | SageMaker | `sagemaker_v3.py` and two more | SageMaker says it |
 # | Ray | `ray_train.py` | Ray starts the ranks |
 #
-# > How many machines, which one is this, where do all meet? Nothing else differs.
+# > How many machines, which one is this, where do all meet?
 
 # %% slideshow={"slide_type": "skip"}
 for name, word in {
@@ -263,26 +266,27 @@ assert {"sagemaker_v3.py", "sagemaker_v2.py", "sagemaker_entry.py", "ray_train.p
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 print("\n".join(lines_between("torchrun.sh", "NODE_RANK=", "MASTER_PORT=")))
-print("\n".join(lines_between("torchrun.sh", "command=(", "course_utils")))
+print("\n".join(lines_between("torchrun.sh", "command=(", '"--master-port')))
 
 # %% [markdown] slideshow={"slide_type": "-"}
-# - **static** rendezvous: ranks are fixed, all meet at machine 0
-# - `--rdzv-backend c10d --rdzv-endpoint ...` is the other form: **never mix them**
+# **Static** rendezvous: all meet at machine 0. The other form, `--rdzv-backend c10d`, ignores `--master-addr`.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# This is cut from the generated file. torchrun starts 8 processes here and tells each RANK, WORLD_SIZE, LOCAL_RANK.
-# Only NODE_RANK differs between machines. master-addr is read by the static form only: with c10d it is ignored. On
-# one machine neither is needed: --standalone picks a free port. Exercise 15.5 is this command for machine k.
+# This is cut from the generated file; the program and its arguments follow. torchrun starts 8 processes here and
+# tells each RANK, WORLD_SIZE, LOCAL_RANK. Only NODE_RANK differs between machines. master-addr is read by the static
+# form only: with c10d it is ignored. On one machine neither is needed: --standalone picks a free port. Exercise 15.5
+# is this command for machine k.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## accelerate: two versions, two vocabularies
 #
-# | `fsdp_...` | FSDP1 reads | FSDP2 reads |
+# | | FSDP1 | FSDP2 |
 # |---|---|---|
-# | free weights early | `sharding_strategy: FULL_SHARD` | `reshard_after_forward: true` |
-# | keep them | `sharding_strategy: SHARD_GRAD_OP` | `reshard_after_forward: false` |
-# | checkpoints | `FULL_`, `LOCAL_`, `SHARDED_` | `FULL_`, `SHARDED_` |
-# | wrapped classes | `"A,B"`, one string | `"A,B"`, one string |
+# | the key, after `fsdp_` | `sharding_strategy` | `reshard_after_forward` |
+# | free weights early | `FULL_SHARD` | `true` |
+# | keep them | `SHARD_GRAD_OP` | `false` |
+# | checkpoints | full, local, sharded | full, sharded |
+# | layer classes | `"A,B"`, never a list | the same |
 #
 # > Each accepts the other's words, says nothing, and uses its default.
 
@@ -296,7 +300,7 @@ print("\n".join(lines_between("torchrun.sh", "command=(", "course_utils")))
 # ## SLURM: a job that comes back
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
-wanted = ("--nodes", "--ntasks-per-node", "--cpus-per-task", "--signal", "--requeue", "--open-mode")
+wanted = ("--ntasks-per-node", "--signal", "--requeue", "--open-mode")
 header = [line for line in files["slurm.sbatch"].splitlines() if line.startswith("#SBATCH")]
 print("\n".join(line for line in header if line.split()[1].startswith(wanted)))
 assert "'export NODE_RANK=$SLURM_PROCID; exec bash -- \"$0\"'" in files["slurm.sbatch"]
@@ -319,7 +323,7 @@ assert "'export NODE_RANK=$SLURM_PROCID; exec bash -- \"$0\"'" in files["slurm.s
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Do not parse: resolve
 #
-# Each file is read by the tool it is for, with defaults and environment. One line per file:
+# Each file is read by the tool it is for, defaults included:
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 write(example, place)
