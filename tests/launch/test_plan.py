@@ -2,13 +2,12 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils.launch import SpecError, memory, speed
+from course_utils.launch import SpecError, memory
 from course_utils.launch.changes import cheapest_change
 from course_utils.launch.compare import compare_estimators, comparison_table
 from course_utils.launch.plan import CHOICES, GIB, plan, strategies, strategies_table
@@ -146,43 +145,6 @@ def test_lora_trains_adapters_only():
     assert found["gradients"] + found["optimizer"] == 12 * one.trained
 
 
-@pytest.mark.parametrize(
-    ("fields", "psi"),
-    [
-        ({"strategy": "ddp"}, 2 * 4),  # all-reduce of fp32 gradients
-        ({"strategy": "zero1", "accumulation": 4}, 2 * 2),
-        ({"strategy": "zero2", "accumulation": 4}, (4 + 1) * 2),
-        ({"strategy": "zero3", "accumulation": 4}, 3 * 4 * 2),
-        ({"strategy": "fsdp2"}, 3 * 2),
-        ({"strategy": "fsdp2", "reshard_after_forward": False}, 2 * 2),
-        ({"strategy": "fsdp2", "accumulation": 4}, (2 * 4 + 1) * 2),
-    ],
-)
-def test_communication_volume(fields, psi):
-    """Bytes a GPU sends per parameter: the ring's share (n-1)/n of the volumes in section 7 of the ZeRO paper."""
-    assert plan(eight(**fields)).speed.volume / PSI == pytest.approx(psi * 7 / 8, rel=1e-3)
-
-
-def test_speed_is_the_formula_by_hand():
-    spec = eight(strategy="ddp", micro_batch=2, sequence_length=4096, mfu=0.5, price=2.0, max_steps=900)
-    matrices = PSI - 128256 * 4096 - (2 * 32 + 1) * 4096  # without embedding and norms
-    flops = 6 * matrices + 12 * 32 * 32 * 128 * 4096 / 2
-    found = plan(spec).speed
-    assert found.compute == pytest.approx(2 * 4096 * flops / (989e12 * 0.5), rel=1e-6)
-    ring = 2 * 7 * 5e-6 * math.ceil(4 * PSI / (25 * 2**20)) + 2 * 7 / 8 * 4 * PSI / 450e9
-    assert found.communication == pytest.approx(ring, rel=1e-3)
-    assert found.exposed == max(0.0, found.communication - found.compute * 2 / 3)
-    assert found.tokens_per_second == pytest.approx(8 * 2 * 4096 / found.step)
-    assert found.cost == pytest.approx(900 * found.step / 3600 * 8 * 2.0)
-
-
-def test_a_slow_network_shows_where_weights_cross_it():
-    fast, slow = (eight(nodes=4, network=network, micro_batch=1, sequence_length=512) for network in (400.0, 10.0))
-    assert plan(slow).speed.step > 2 * plan(fast).speed.step
-    assert plan(slow.but(replicas=4)).speed.step < plan(slow).speed.step, "HSDP keeps gathering inside a machine"
-    assert plan(slow.but(nodes=1)).speed.step == plan(fast.but(nodes=1)).speed.step
-
-
 def test_host_memory_is_part_of_fitting():
     spec = eight(strategy="zero2", offload="optimizer", checkpointing=True)
     one = plan(spec)
@@ -310,22 +272,9 @@ def test_figures_show_every_component_and_the_limit():
     assert sorted(ends.values()) == pytest.approx(sorted(one.total / GIB for one in plans))
 
 
-def test_rings_share_the_network():
-    """A ring over all ranks has a machine's network to itself; the eight rings of its GPUs' replicas share it."""
-    spec = eight(nodes=2, network=80.0)
-    assert speed.link(spec, ranks=16, gap=1) == (speed.NETWORK_LATENCY, 80e9)
-    assert speed.link(spec, ranks=2, gap=8) == (speed.NETWORK_LATENCY, 10e9)
-    assert speed.link(spec, ranks=8, gap=1) == (speed.LATENCY, 450e9)
-
-
 def test_more_machines_than_sequences():
     """Without a ``global_batch`` the batch may grow with the machines, and the sentence says so."""
     spec = eight(model="meta-llama/Llama-3.1-70B", checkpointing=True, host_memory=64.0)
     found = cheapest_change(spec)
     assert found.spec.nodes > 1 and found.spec.effective_batch == 8 * found.spec.nodes
     assert f"of {found.spec.effective_batch} sequences, not 8" in found.sentence
-
-
-def test_a_message_inside_one_rank_costs_nothing():
-    alone = SimpleNamespace(data=10**9, calls=3, ranks=1, gap=1, passes=2)
-    assert speed.ring_time(eight(), alone) == 0.0
