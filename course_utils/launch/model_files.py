@@ -40,15 +40,21 @@ def read_shape(model: str, hub: bool = True) -> ModelShape:
 def _config(model: str, hub: bool) -> PreTrainedConfig:
     from transformers import AutoConfig
 
+    from course_utils.data.hub import require_hub
+
     is_path = bool(model) and Path(model).exists()
     known = ", ".join(sorted(builtin()))
     if not is_path and not hub:
         raise SpecError(f"model={model!r} is neither a folder nor built in; allowed without the hub: {known}")
+    with contextlib.suppress(Exception):  # a folder, a file, or in the hub client's cache
+        return AutoConfig.from_pretrained(model, local_files_only=True)  # no remote code: the default
     try:
-        return AutoConfig.from_pretrained(model, local_files_only=is_path)  # no remote code: the default
+        if not is_path:
+            require_hub()  # says at once that there is no network; the hub's client retries for half a minute
+        return AutoConfig.from_pretrained(model, local_files_only=is_path)
     except Exception as error:  # whatever the hub client, the JSON parser or the config class raises
         where = "holds no usable config.json" if is_path else "was not found on the Hugging Face hub"
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(";")[0][:160]
         raise SpecError(f"model={model!r} {where} ({reason}); allowed offline: a folder, a shape, or {known}") from None
 
 

@@ -225,6 +225,15 @@ def test_an_unknown_model_is_one_sentence(model, says):
     assert "\n" not in str(caught.value) and repr(model) in str(caught.value)
 
 
+def test_without_a_network_an_unknown_name_fails_at_once(monkeypatch):
+    def nobody(*_):
+        raise ConnectionError("The hub is not reachable (no answer); connect")
+
+    monkeypatch.setattr("course_utils.data.hub.require_hub", nobody)
+    with pytest.raises(SpecError, match=r"no/such-model.*The hub is not reachable.*allowed offline"):
+        shape_of("no/such-model")
+
+
 def test_models_it_cannot_plan_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for config, says in (
