@@ -62,7 +62,8 @@ def strategy_memory(plans: Sequence[Plan]) -> Figure:
     widest = max(one.total for one in plans) / GIB
     for row, one in enumerate(plans):
         text = f" {one.total / GIB:.0f}" + ("" if one.fits else " - too much")
-        axis.text(one.total / GIB, row, text, va="center", fontsize=10.5)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the limit's line may run behind the number
+        axis.text(one.total / GIB, row, text, va="center", fontsize=10.5, bbox=paper)
     axis.set(xlim=(0, max(widest * 1.3, limit * 1.1)), xlabel="memory of one GPU when it is tightest (GiB)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10.5)
     return figure
