@@ -341,7 +341,7 @@ assert len(batches) >= 6 and all(row.same for row in rows)
 # 1 if anything differs.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## Accepted, and silently not in use
+# ## Accepted by the launcher, and not in use
 #
 # | in the file | asked | in use |
 # |---|---|---|
@@ -386,10 +386,11 @@ for (spec, file, good, bad), found in zip(FAULTS, FOUND, strict=True):
 scratch.cleanup()
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# One edit each to a good file, planted and resolved when this deck was built. Nothing warns, the run starts, the loss
-# falls. Row 2 is the most frequent one, row 4 would change the effective batch with tensor parallelism, and in row 7
-# accelerate rounds 16/3 down to 5 per machine: one GPU is rented for nothing, and the learning rate was tuned for
-# another batch. Exercises 15.1 to 15.3 are three broken files of this kind.
+# One edit each to a good file, planted and resolved when this deck was built. The launcher accepts all seven. Rows 3
+# and 4 raise in the ranks, after the queue; with the others nothing warns and the loss falls. Row 2 is the most
+# frequent one, row 4 would change the effective batch with tensor parallelism, and in row 7 accelerate rounds 16/3 down
+# to 5 per machine: one GPU is rented for nothing, and the learning rate was tuned for another batch. Exercises 15.1 to
+# 15.3 are three broken files of this kind.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Run here what you will run there
