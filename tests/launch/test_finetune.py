@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from safetensors.torch import load_file
-from tiny_project import make_project
+from tiny_project import offline_project
 
 from course_utils.launch import Spec
 from course_utils.launch.run_here import run_here
@@ -20,10 +20,8 @@ QUIET = ["--use_cpu", "--logging_steps=1", "--learning_rate=1e-3", "--disable_tq
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        environment.setenv("HF_HUB_OFFLINE", "1")
-        yield make_project(tmp_path_factory.mktemp("run") / "project")
+    with offline_project(tmp_path_factory, "project") as made:
+        yield made
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_project import PARAMETERS, ROWS, make_project
+from tiny_project import PARAMETERS, ROWS, offline_project
 
 from course_utils.launch import Spec, SpecError, write
 from course_utils.launch.run_here import RunFailed, run_here
@@ -22,12 +22,9 @@ STEPS_OF_STOPPED_RUN = 60
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        environment.setenv("HF_HUB_OFFLINE", "1")
-        # A name that a shell would take apart (no $: datasets itself expands that).
-        # A name that a shell would take apart (without $, which datasets itself expands).
-        yield make_project(tmp_path_factory.mktemp("run") / 'it\'s & a "lab"')
+    # A name that a shell would take apart (without $, which datasets itself expands).
+    with offline_project(tmp_path_factory, 'it\'s & a "lab"') as made:
+        yield made
 
 
 def spec_of(project, **fields):

@@ -2,8 +2,12 @@
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 WORDS = [
     "the",
@@ -68,3 +72,12 @@ def make_project(folder: Path) -> Project:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
     return project
+
+
+@contextmanager
+def offline_project(folders: pytest.TempPathFactory, name: str) -> Iterator[Project]:
+    """A project in a folder called ``name``, with the hub switched off and a Hugging Face cache of its own."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HOME", str(folders.mktemp("hf")))
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        yield make_project(folders.mktemp("run") / name)
