@@ -259,17 +259,18 @@ collate = DataCollatorWithPadding(tokenizer)
 
 
 def tokenize(split):
-    encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=32)
+    encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=48)
     columns = zip(encoded["input_ids"], encoded["attention_mask"], data[split]["label"], strict=True)
     return [dict(zip(("input_ids", "attention_mask", "labels"), row, strict=True)) for row in columns]
 
 
+rows = tokenize("train")
 held_out = sorted(tokenize("validation"), key=lambda row: len(row["input_ids"]))
 validation = list(ShuffledBatches(held_out, 100, collate, shuffle=False))
-optimizer = ForeachAdamW(parameter_groups(model, 0.01), lr=1e-3)
+optimizer = ForeachAdamW(parameter_groups(model, 0.01), lr=2e-3)
 history = train(
     model,
-    ShuffledBatches(tokenize("train"), 32, collate, seed=seed),
+    ShuffledBatches(rows, 32, collate, seed=seed, lengths=[len(row["input_ids"]) for row in rows]),
     optimizer,
     LoopConfig(max_steps, eval_every=max_steps // 5),
     make_scheduler(optimizer, "linear", max_steps // 10, max_steps),

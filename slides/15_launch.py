@@ -424,14 +424,16 @@ scratch.cleanup()
 # | checkpoint | a Hugging Face folder | one `.ckpt` file |
 # | clipping, default | 1.0 | none |
 # | accumulation | mean over the **targets** | mean of **means** |
+# | dropout, pretrained model | on | **off**, unless you call `.train()` |
 #
 # > Measured: one training, equal to the last bit. Choose by code and features.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The lesson trains the same classifier with both. Losses equal within 1e-5 at first; the last bit goes where the
-# norms are added up in another order for clipping. One override of three lines makes the runs bitwise equal. The last
-# row is lesson 01's bug for ragged batches: a loss of 2.0 accumulated over 4 counts 0.5, whatever its number of
-# targets. Models of the hub: Trainer. An unusual step: Lightning. The launch files are the same.
+# The lesson trains the same classifier with both. Losses equal within 1e-5 at first; the last bit goes where the norms
+# are added up in another order for clipping. One override of three lines makes the runs bitwise equal. The last row
+# but one is lesson 01's bug for ragged batches: a loss of 2.0 accumulated over 4 counts 0.5, whatever its number of
+# targets. The last: from_pretrained returns evaluation mode, and Lightning leaves it so. Models of the hub: Trainer.
+# An unusual step: Lightning. The launch files are the same.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The last cell writes your run

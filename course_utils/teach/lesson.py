@@ -42,8 +42,11 @@ def _whole_number(name: str, value: Any, lowest: int, highest: int) -> None:
 
 def quieten() -> None:
     """Keep progress bars and informational logging out of a lesson's outputs; errors still show."""
-    # Idle OpenMP threads that spin steal the cores from everything else (steps of 0.1 s become > 1 s).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that wait by spinning steal the cores from every other program: steps of 0.1 s become > 1 s.
+    # Threads that sleep at once make the steps of a small model much longer. So a thread looks 500 times, then sleeps
+    # (bench/bench_threads.py; the second variable is known to GNU's runtime only).
+    if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
+        os.environ.setdefault("GOMP_SPINCOUNT", "500")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
     import transformers

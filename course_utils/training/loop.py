@@ -13,9 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from course_utils.data.sampling import length_grouped_batches
 from course_utils.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 
 IGNORED = -100  # label of a position that is no target: padding, a prompt
@@ -198,19 +200,34 @@ class ShuffledBatches:
 
     Args:
         rows: the data set, ``rows[i]`` is one example.
-        batch_size: examples per batch; the last batch of an epoch may be smaller.
+        batch_size: examples per batch; one batch of an epoch may be smaller.
         collate: list of examples -> batch of tensors.
         seed: of the order.
         shuffle: False keeps the rows' order.
+        lengths: tokens of each row; rows of similar length then share a batch, which saves padding (lesson 02).
+            None: rows are drawn independently of their length.
+
+    Raises:
+        ValueError: ``batch_size`` below 1, or ``lengths`` that do not belong to shuffled ``rows``.
     """
 
     def __init__(
-        self, rows: Sequence, batch_size: int, collate: Callable[[list], Batch], seed: int = 0, shuffle: bool = True
+        self,
+        rows: Sequence,
+        batch_size: int,
+        collate: Callable[[list], Batch],
+        seed: int = 0,
+        shuffle: bool = True,
+        lengths: Sequence[int] | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is out of range; allowed: a whole number >= 1")
+        if lengths is not None and not shuffle:
+            raise ValueError("shuffle=False keeps the rows' order; allowed with lengths: shuffle=True")
+        if lengths is not None and len(lengths) != len(rows):
+            raise ValueError(f"lengths={len(lengths)} numbers; allowed: one for each of the {len(rows)} rows")
         self.rows, self.batch_size, self.collate = rows, batch_size, collate
-        self.seed, self.shuffle = seed, shuffle
+        self.seed, self.shuffle, self.lengths = seed, shuffle, lengths
         self.epoch, self.batches_given = 0, 0
 
     def __len__(self) -> int:
@@ -219,19 +236,23 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[Batch]:
         if self.batches_given >= len(self):  # saved after the last batch of an epoch
             self.epoch, self.batches_given = self.epoch + 1, 0
-        order = self.order()
+        batches = self.batches_of_epoch()
         while self.batches_given < len(self):
-            start = self.batches_given * self.batch_size
+            batch = batches[self.batches_given]
             self.batches_given += 1
-            yield self.collate([self.rows[i] for i in order[start : start + self.batch_size]])
+            yield self.collate([self.rows[i] for i in batch])
         self.epoch, self.batches_given = self.epoch + 1, 0
 
-    def order(self) -> list[int]:
-        """Row numbers in the order of the current epoch."""
-        if not self.shuffle:
-            return list(range(len(self.rows)))
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        return torch.randperm(len(self.rows), generator=generator).tolist()
+    def batches_of_epoch(self) -> list[list[int]]:
+        """The row numbers of every batch of the current epoch."""
+        if self.lengths is not None:
+            rng = np.random.default_rng([self.seed, self.epoch])
+            return length_grouped_batches(self.lengths, self.batch_size, rng)
+        order = list(range(len(self.rows)))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+            order = torch.randperm(len(self.rows), generator=generator).tolist()
+        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed, "epoch": self.epoch, "batches_given": self.batches_given}

@@ -901,7 +901,7 @@ warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
 class Classifier(pl.LightningModule):
     def __init__(self, model):
         super().__init__()
-        self.model, self.losses = model, []
+        self.model, self.losses = model.train(), []  # a pretrained model arrives in evaluation mode
 
     def training_step(self, batch, batch_index):
         loss = self.model(**batch).loss
@@ -975,8 +975,20 @@ print("bitwise equal: losses", in_losses == 0, "| weights", in_weights == 0)
 assert in_losses == in_weights == 0
 
 # %% [markdown]
-# That was all. Both are the loop of lesson 01. So the choice is about code and features, not about training. The
-# lines you write for this run, without what watches it:
+# That was all. Both are the loop of lesson 01. One line in `Classifier` is easy to forget, though: `model.train()`.
+# `from_pretrained` returns a model in evaluation mode. The Trainer switches it before every step; Lightning keeps the
+# mode that it finds. Without that line a pretrained model is fine-tuned with its dropout off, and nothing says so:
+
+# %%
+asleep = Classifier(fresh_model())
+asleep.model.eval()  # as from_pretrained leaves it
+with_lightning(asleep, [])
+print("Lightning trained it with dropout:", asleep.model.training)
+assert not asleep.model.training
+
+# %% [markdown]
+# So the choice is about code and features, not about training. The lines you write for this run, without what watches
+# it:
 
 # %%
 import inspect
@@ -1015,6 +1027,7 @@ assert 0.1 < ratio < 10  # the same arithmetic: a guard against nonsense, not a 
 # | several optimizers | override `training_step` (lesson 07) | manual optimisation, built in |
 # | checkpoint | a Hugging Face folder | one `.ckpt` file of the module |
 # | pre-emption on SLURM | the script and the program of this lesson | built in: `SLURMEnvironment(auto_requeue=True)` |
+# | dropout of a pretrained model | on: `model.train()` before every step | off, unless you call `.train()` |
 # | loss of a window | mean over its targets (`num_items_in_batch`) | mean of the micro-batches' means |
 #
 # The last line is lesson 01's bug for ragged batches. Lightning divides each loss by the number of micro-batches:

@@ -48,21 +48,49 @@ def dolly_rows() -> list[dict]:
 
 def write_datasets(root: Path) -> None:
     """``root/datasets``: SST-2 (parquet), GLUE with SST-2 as a configuration, Dolly (JSON lines)."""
+    rows = {split: sst2_rows(split) for split in SIZES}
+    _write_sst2(root, SST2, "data", rows)
+    _write_sst2(root, GLUE, "sst2", rows)
+    _write_dolly(root, dolly_rows())
+
+
+def _write_sst2(root: Path, name: str, folder: str, rows: dict[str, list[dict]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("idx", pa.int32()), ("sentence", pa.string()), ("label", pa.int64())])
-    for name, folder in ((SST2, "data"), (GLUE, "sst2")):
-        repo = root / "datasets" / name
-        (repo / folder).mkdir(parents=True)
-        for split in ("train", "validation", "test"):
-            path = repo / folder / f"{split}-00000-of-00001.parquet"
-            pq.write_table(pa.Table.from_pylist(sst2_rows(split), schema), path)
-        (repo / "README.md").write_text(_card("sst2" if name == GLUE else "default", folder))
+    repo = root / "datasets" / name
+    (repo / folder).mkdir(parents=True)
+    for split in SIZES:
+        pq.write_table(pa.Table.from_pylist(rows[split], schema), repo / folder / f"{split}-00000-of-00001.parquet")
+    (repo / "README.md").write_text(_card("sst2" if name == GLUE else "default", folder))
+
+
+def _write_dolly(root: Path, rows: list[dict]) -> None:
     repo = root / "datasets" / DOLLY
     repo.mkdir(parents=True)
-    lines = (json.dumps(row) for row in dolly_rows())
-    (repo / "databricks-dolly-15k.jsonl").write_text("\n".join(lines) + "\n")
+    (repo / "databricks-dolly-15k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_real_text(root: Path) -> None:
+    """``root`` for whole lessons: the course's own sentences under the hub's names, two classes, small models.
+
+    Lessons measure what they claim, so they need text as uneven as real text is, and enough of it.
+    """
+    from course_utils.data import load_classification, load_instructions
+    from course_utils.models import load_tokenizer
+
+    local = load_classification("local")
+    columns = {split: zip(rows["text"], rows["label"], strict=True) for split, rows in local.items()}
+    rows = {
+        split: [{"idx": i, "sentence": text, "label": label % 2} for i, (text, label) in enumerate(pairs)]
+        for split, pairs in columns.items()
+    }
+    _write_sst2(root, SST2, "data", rows)
+    pairs = load_instructions("local")["train"].select(range(3000))
+    names = {"instruction": "instruction", "input": "context", "output": "response"}
+    _write_dolly(root, [{names[name]: pair[name] for name in names} | {"category": "open_qa"} for pair in pairs])
+    write_models(root, load_tokenizer("local"), hidden=32)
 
 
 def _card(config: str, folder: str) -> str:
@@ -75,20 +103,21 @@ def _card(config: str, folder: str) -> str:
     return f"---\n{head}---\n# Sentences written for this test\n"
 
 
-def write_models(root: Path) -> None:
+def write_models(root: Path, tokenizer=None, hidden: int = 16) -> None:
     """``root/models``: DistilBERT with its masked-LM head (float32), Qwen3 (bfloat16): random weights, a tokenizer."""
     import torch
     import transformers as tf
 
     torch.manual_seed(0)
-    size = len(WORDS) + 5
+    tokenizer = tokenizer or _tokenizer()
+    size = len(tokenizer)
     bert = tf.DistilBertConfig(
-        vocab_size=size, dim=16, hidden_dim=32, n_layers=1, n_heads=2, max_position_embeddings=32
+        vocab_size=size, dim=hidden, hidden_dim=2 * hidden, n_layers=1, n_heads=2, max_position_embeddings=512
     )
     qwen = tf.Qwen3Config(
         vocab_size=size,
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
@@ -100,7 +129,7 @@ def write_models(root: Path) -> None:
     }
     for name, model in models.items():
         model.save_pretrained(root / "models" / name)
-        _tokenizer().save_pretrained(root / "models" / name)
+        tokenizer.save_pretrained(root / "models" / name)
 
 
 def _tokenizer():

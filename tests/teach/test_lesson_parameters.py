@@ -80,11 +80,17 @@ def test_importing_the_package_and_teach_loads_no_heavy_library():
 
 
 def test_the_wait_policy_is_set_before_torch_unless_the_user_chose_one():
-    code = "import os; from course_utils import teach; teach.start(); print(os.environ['OMP_WAIT_POLICY'])"
-    for chosen, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    code = "import os; from course_utils import teach; teach.start(); print(*map(os.environ.get, {names}))"
+    cases = [({}, "PASSIVE 500"), ({names[0]: "ACTIVE"}, "ACTIVE None"), ({names[1]: "7"}, "PASSIVE 7")]
+    for chosen, expected in cases:
+        environment = {name: value for name, value in os.environ.items() if name not in names}
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**environment, **chosen}
+            [sys.executable, "-c", code.format(names=names)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**environment, **chosen},
         )
         assert done.stdout.strip() == expected, done.stderr
 

@@ -222,6 +222,20 @@ def test_shuffled_batches_cover_each_epoch_in_another_order():
     assert list(ShuffledBatches(list(range(5)), 2, list, shuffle=False)) == [[0, 1], [2, 3], [4]]
 
 
+def test_batches_of_similar_length_cover_each_epoch_and_find_their_place_again():
+    lengths = [1 + 7 * i % 40 for i in range(410)]
+    batches = ShuffledBatches(lengths, 4, list, seed=1, lengths=lengths)
+    first, second = list(batches), list(batches)
+    assert len(batches) == len(first) == 103 and first != second
+    assert sorted(sum(first, [])) == sorted(lengths) == sorted(sum(second, []))
+    padded = sum(len(batch) * max(batch) for batch in first) / sum(lengths)
+    alike = sum(len(batch) * max(batch) for batch in ShuffledBatches(lengths, 4, list, seed=1)) / sum(lengths)
+    assert padded < 1.1 < 1.4 < alike
+    resumed = ShuffledBatches(lengths, 4, list, lengths=lengths)
+    resumed.load_state_dict({"seed": 1, "epoch": 1, "batches_given": 50})
+    assert list(resumed) == second[50:]
+
+
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -245,3 +259,7 @@ def test_bad_batches(tmp_path):
         train(model, [1], optimizer, LoopConfig(1, save_every=1, folder=tmp_path))
     with pytest.raises(ValueError, match="batch_size=0"):
         ShuffledBatches([1], 0, list)
+    with pytest.raises(ValueError, match="lengths=1 numbers; allowed: one for each of the 2 rows"):
+        ShuffledBatches([1, 2], 1, list, lengths=[1])
+    with pytest.raises(ValueError, match="shuffle=False .*allowed with lengths: shuffle=True"):
+        ShuffledBatches([1, 2], 1, list, shuffle=False, lengths=[1, 2])
