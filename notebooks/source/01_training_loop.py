@@ -756,10 +756,10 @@ assert all(record["grad_norm"] > 0 for record in history)
 
 # %% [markdown]
 # Two things to read off. The training loss drops when the second epoch begins (step 375 of 750), because the model
-# meets every row again; the validation loss does not follow. The model begins to learn rows by heart, and more steps
-# would not help. And the gradient norm stays above 1 nearly all the time, so here clipping acts in almost every step.
-# That is common with small models. Adam divides by the gradient's size anyway; what clipping changes is that no single
-# batch dominates the averages.
+# meets every row again. The validation loss does not follow: from here on the model also learns rows by heart.
+# Validation accuracy still rises a little: the loss punishes confident mistakes, accuracy does not. And the gradient
+# norm stays above 1 nearly all the time, so here clipping acts in almost every step. That is common with small models.
+# Adam divides by the gradient's size anyway; what clipping changes is that no single batch dominates the averages.
 #
 # The test split is used once, at the end. It chose nothing: depth, dropout, length limit and learning rate were
 # compared on the validation split, three seeds each (`bench/bench_classifier.py`).
