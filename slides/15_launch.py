@@ -421,7 +421,6 @@ scratch.cleanup()
 # |---|---|---|
 # | you write | data and settings | the step, the optimizer |
 # | sharding | `fsdp=`, `deepspeed=`, a YAML | `strategy="fsdp"` |
-# | checkpoint | a Hugging Face folder | one `.ckpt` file |
 # | clipping, default | 1.0 | none |
 # | accumulation | mean over the **targets** | mean of **means** |
 # | dropout, pretrained model | on | **off**, unless you call `.train()` |
