@@ -282,7 +282,7 @@ teach.show(
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# A short run, made when this deck was built. The lesson's run is five times as long and beats TF-IDF in both numbers,
+# A short run, made when this deck was built. The lesson's run is six times as long and beats TF-IDF in both numbers,
 # by a small margin; the lesson asserts it. Validation is evaluated with dropout off, which is why it can lie below
 # the training loss.
 
