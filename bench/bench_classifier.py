@@ -33,8 +33,8 @@ NEIGHBOURS = [
     {},
     {"learning_rate": 1e-3},
     {"embedding_dropout": 0.1},
-    {"num_hidden_layers": 2},
-    {"num_hidden_layers": 4},
+    {"num_hidden_layers": 3},
+    {"num_hidden_layers": 5},
     {"max_length": 32},
 ]
 

@@ -30,7 +30,7 @@ from course_utils.training.settings import quiet_trainer
 
 MODELS = {
     "1 layer x 64 (0.5M)": {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64},
-    "3 layers x 128 (1.5M)": {},
+    "4 layers x 128 (1.7M)": {},
 }
 
 
