@@ -71,7 +71,7 @@ def fresh_model():
 #         output_dir="runs/first",
 #         per_device_train_batch_size=32,
 #         learning_rate=1e-3,
-#         max_steps=500,
+#         max_steps=400,
 #     ),
 #     train_dataset=train_rows,                # rows are dictionaries
 #     data_collator=collate,                   # rows -> batch
@@ -292,7 +292,7 @@ teach.show(
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# A short run, made when this deck was built; the lesson's takes 500 steps. Accuracy flatters when classes are uneven,
+# A short run, made when this deck was built; the lesson's takes 400 steps. Accuracy flatters when classes are uneven,
 # so the best model is chosen by macro-F1, which counts every class the same.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
