@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from headless import papermill
 from hub_files import DOLLY, SST2, write_real_text
 from hub_server import HubServer
 
@@ -32,12 +31,10 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("lesson", lessons(), ids=lambda path: path.stem)
 def test_a_lesson_runs_on_the_hubs_data_and_models(lesson, root, guarded_environment, tmp_path):
-    command = [sys.executable, "-m", "papermill", str(lesson), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
     with HubServer(root) as hub:
-        environment = {**guarded_environment, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        environment = guarded_environment | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
         environment |= {"HF_HUB_OFFLINE": "0"}
-        command += ["-p", "source", "hub", "-p", "max_steps", "40"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+        done = papermill(lesson, tmp_path / "out.ipynb", tmp_path, environment, source="hub", max_steps=40)
     assert done.returncode == 0, done.stderr[-4000:]
     for name in USES[lesson.stem]:
         assert hub.asked(f"/{name}/resolve/"), f"{name} was never fetched"

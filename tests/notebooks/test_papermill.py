@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from headless import papermill
 
 from course_utils.teach.build import ROOT
 from course_utils.teach.run_course import lessons
@@ -25,14 +24,6 @@ BAD = {
 }
 # Every case with the first lesson, one with each other lesson: they all open with the same call.
 CASES = [(lesson, name) for n, lesson in enumerate(LESSONS) for name in (BAD if n == 0 else ["negative"])]
-
-
-def papermill(lesson: Path, output: Path, folder: Path, environment: dict, **parameters) -> subprocess.CompletedProcess:
-    """The command a user types, ``papermill notebooks/01_name.ipynb out.ipynb -p max_steps 40``, run in ``folder``."""
-    command = [sys.executable, "-m", "papermill", str(lesson.relative_to(folder)), str(output), "--no-progress-bar"]
-    for name, value in parameters.items():
-        command += ["-p", name, str(value)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def visible(folder: Path) -> set[Path]:
