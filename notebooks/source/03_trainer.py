@@ -764,7 +764,7 @@ assert again["eval_macro_f1"] == trainer.state.best_metric
 test = trainer.predict(test_rows)
 print({key: round(value, 3) for key, value in test.metrics.items() if key in ("test_accuracy", "test_macro_f1")})
 if max_steps >= 400 and source == "local":
-    assert test.metrics["test_accuracy"] >= 0.60 and test.metrics["test_macro_f1"] >= 0.42
+    assert test.metrics["test_accuracy"] >= 0.60 and test.metrics["test_macro_f1"] >= 0.45
 else:
     print("run too short (or not local) to judge")
 
