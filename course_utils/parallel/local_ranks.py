@@ -26,7 +26,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from course_utils.parallel.processes import free_port, kill, last_lines, start, wait
+from course_utils.parallel.processes import free_ports, kill, last_lines, start, wait
 
 ATTEMPTS = 3  # another program may take the free port before rank 0 does
 
@@ -97,7 +97,7 @@ def _attempt(folder: Path, processes: int, timeout: float, environment: dict[str
     logs = [folder / f"rank-{rank}.log" for rank in range(processes)]
     for result in results:
         result.unlink(missing_ok=True)
-    port = free_port()
+    (port,) = free_ports(1)
     ranks: list[subprocess.Popen] = []
     try:
         for rank in range(processes):

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
+# Below what systems hand out to outgoing connections and to `bind(0)` (Linux from 32768, macOS from 49152): a port of
+# those may be somebody else's a moment later, when the ranks start, or a minute later, when a job is started again.
+PORTS = range(10_000, 30_000)
 GRACE = 5.0  # seconds the other ranks get to end by themselves when one has failed
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
+def free_ports(count: int) -> list[int]:
+    """``count`` different TCP ports that nobody on this machine uses at the moment, out of ``PORTS``."""
+    candidates = random.SystemRandom().sample(PORTS, len(PORTS))  # the seeded generator would give all runs the same
+    return list(islice(filter(_is_free, candidates), count))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def start(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from course_utils.parallel.processes import free_ports
 from course_utils.teach import slides_browser
 
 TOKEN = "browser-tests"
@@ -48,9 +48,7 @@ class Lab:
 def lab(tmp_path_factory) -> Iterator[Lab]:
     """JupyterLab on loopback with settings of its own, serving an empty folder."""
     home, root = tmp_path_factory.mktemp("lab-home"), tmp_path_factory.mktemp("lab-root")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     settings = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     settings["JUPYTERLAB_SETTINGS_DIR"] = settings["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "lab")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]

@@ -22,11 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from course_utils.parallel.processes import free_ports
+
 NODES = ("127.0.0.2", "127.0.0.3")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue")
 SBIN = "/usr/sbin:/sbin"  # Debian's place for daemons, not on every user's PATH
 
-# cred_expire: a requeued job starts when its old credential is no longer valid, after two minutes by default.
+# cred_expire: a requeued job starts when its old credential is no longer valid, after two minutes by default;
+# a busy machine must still start it within that time.
 # sched_*: no waits that protect large clusters.
 # ProctrackType: real clusters follow processes by cgroup, which containers rarely allow.
 # config_overrides: the nodes have 8 GPUs and 64 cores by their own word, so that jobs for GPU machines are accepted.
@@ -37,7 +40,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -112,15 +115,6 @@ def _daemons(folder: Path) -> dict[str, list[str]]:
     found = {"munged": ["munged", "--foreground", "--force", *munge]}
     found["slurmctld"] = ["slurmctld", "-D", "-f", f"{folder}/slurm.conf"]
     return found | {f"slurmd-{node}": ["slurmd", "-D", "-N", node, "-f", f"{folder}/slurm.conf"] for node in NODES}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _idle(environment: dict[str, str]) -> int:

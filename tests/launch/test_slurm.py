@@ -15,6 +15,7 @@ from tiny_project import PARAMETERS, make_project
 
 from course_utils.launch import Spec, write
 from course_utils.launch.check_slurm import rows
+from course_utils.parallel.processes import free_ports
 
 HOLD = 6  # the step in which a run is interrupted; no multiple of save_every
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
@@ -48,11 +49,14 @@ class Cluster:
     def log(self, number):
         return next(self.root.glob(f"*-{number}.out")).read_text()
 
-    def until(self, condition, what, seconds=120):
+    def ends_of_logs(self):
+        return "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(self.root.glob("*.out")))
+
+    def until(self, condition, what, seconds=240):
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             if time.monotonic() > deadline:
-                pytest.fail(f"not within {seconds} s: {what}\n{self.call('squeue')}")
+                pytest.fail(f"not within {seconds} s: {what}\n{self.call('squeue')}\n{self.ends_of_logs()}")
             time.sleep(0.2)
         return found
 
@@ -89,7 +93,7 @@ def spec_of(cluster, name, **fields):
         "max_steps": 10,
         "save_every": 4,
         "time_limit": 5,
-        "port": slurm_cluster.free_ports(1)[0],
+        "port": free_ports(1)[0],
     }
     return Spec(**(settings | fields))
 
@@ -148,6 +152,7 @@ class Run:
 
     def finish(self):
         self.job = self.cluster.over(self.number)
+        assert self.job["JobState"] == "COMPLETED", self.cluster.log(self.number)
         self.report = json.loads((self.output / "run.json").read_text())
         return self
 

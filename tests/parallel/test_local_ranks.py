@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from course_utils.parallel import RanksFailed, run_ranks
+from course_utils.parallel import RanksFailed, processes, run_ranks
 from course_utils.parallel.local_ranks import rank_variables
-from course_utils.parallel.processes import kill, last_lines, start, wait
+from course_utils.parallel.processes import free_ports, kill, last_lines, start, wait
 
 
 def meet(scale):
@@ -146,6 +147,20 @@ def test_last_lines_show_a_progress_bar_once(tmp_path):
     log.write_text("a\n\n10%|\r20%|\r30%|\nb\n")
     assert last_lines(log, 2) == "30%|\nb"
     assert last_lines(tmp_path / "none") == ""
+
+
+def test_ports_are_different_and_below_those_that_systems_hand_out():
+    ports = free_ports(3)
+    assert len(set(ports)) == 3 and set(ports) <= set(processes.PORTS)
+    assert processes.PORTS.stop <= 32_768  # ip(7): ip_local_port_range begins there
+
+
+def test_a_port_in_use_is_passed_over(monkeypatch):
+    (taken,) = free_ports(1)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", taken))
+        monkeypatch.setattr(processes, "PORTS", range(taken, taken + 1))
+        assert free_ports(1) == []
 
 
 def _running_in(folder: Path):
