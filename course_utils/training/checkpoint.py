@@ -7,8 +7,9 @@ A checkpoint is a folder ``step-00000100`` with
     manifest.json        size and SHA-256 of the two files above
 
 It is written under a temporary name and renamed when every byte is on the disk. Renaming a folder is atomic (POSIX
-rename), so a folder with the final name is complete: a run killed in the middle of a save leaves the previous
-checkpoint as the newest one.
+rename), and nothing is ever deleted from a folder with the final name: one that has to go is first renamed to a hidden
+name. So a folder called ``step-...`` is complete at every moment. A run killed in the middle of a save leaves the
+previous checkpoint as the newest one; what else it leaves behind is hidden, and the next finished save removes it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import nn
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")
+_LEFTOVERS = ".step-*-*"  # .step-00000100.tmp-<pid>: not finished; .step-00000100.old-<pid>: replaced
 
 
 class CheckpointError(RuntimeError):
@@ -40,7 +42,7 @@ def save_checkpoint(
     """Write everything a run needs to go on as if it had never stopped.
 
     Args:
-        folder: the run's folder; the checkpoint becomes ``folder/step-00000100``.
+        folder: the run's folder; the checkpoint becomes ``folder/step-00000100``. One process saves into it.
         step: optimizer steps taken.
         model, optimizer, scheduler, batches: objects with a ``state_dict``; the last two may be None.
 
@@ -69,9 +71,13 @@ def save_checkpoint(
     for path in (*temporary.iterdir(), temporary):
         _flush_to_disk(path)
     if final.exists():  # the same step again, after a restart from an earlier checkpoint
-        shutil.rmtree(final)
+        replaced = folder / f".{final.name}.old-{os.getpid()}"
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(final, replaced)
     os.rename(temporary, final)
     _flush_to_disk(folder)
+    for leftover in folder.glob(_LEFTOVERS):  # the replaced one, and what a killed save left behind
+        shutil.rmtree(leftover, ignore_errors=True)
     return final
 
 

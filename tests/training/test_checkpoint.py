@@ -20,9 +20,10 @@ from course_utils.training.checkpoint import (
     random_state,
     save_checkpoint,
     set_random_state,
+    verify_checkpoint,
 )
 
-KILL_POINTS = ["weights", "state", "flush", "rename", "signal"]
+KILL_POINTS = ["weights", "state", "flush", "rename", "swap", "discard", "signal"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +69,11 @@ def test_killed_and_resumed_equals_uninterrupted(point, killed_runs, uninterrupt
     folder, code = killed_runs[point]
     assert code == -signal.SIGKILL
     newest = latest_checkpoint(folder)
-    if point != "signal":  # the fifth save died: the fourth checkpoint is the newest, and leftovers do not count
+    for checkpoint in folder.glob("step-*"):
+        verify_checkpoint(checkpoint)  # a folder with the final name is complete, wherever the save died
+    if point == "discard":  # step 5 was saved again and stands; the folder it replaced was half removed
+        assert newest.name == "step-00000005"
+    elif point != "signal":  # the fifth save died: the fourth checkpoint is the newest, and leftovers do not count
         assert newest.name == "step-00000004"
         assert [p.name for p in folder.iterdir() if p.name.startswith(".step-00000005.tmp")]
     first = int(newest.name[-8:])
@@ -77,6 +82,7 @@ def test_killed_and_resumed_equals_uninterrupted(point, killed_runs, uninterrupt
     assert [record["loss"] for record in history] == losses[first:]
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name]), name
+    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")], "the next save clears the leftovers"
 
 
 @pytest.mark.parametrize("stop", [1, 5, 8, 10])  # 5 and 10: exactly at the end of an epoch

@@ -73,6 +73,25 @@ def half_a_file(_model, path):
     die()
 
 
+def half_removed(folder, **_options):
+    """Delete one file of the folder, as a ``shutil.rmtree`` that is killed on its way."""
+    if os.path.isdir(folder):
+        os.remove(os.path.join(folder, "state.pt"))
+        die()
+
+
+def die_at_second_rename():
+    rename, calls = os.rename, []
+
+    def replacement(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            die()
+        rename(source, target)
+
+    return replacement
+
+
 def arm(point):
     """Make this process kill itself at ``point``; "signal" waits for the parent to do it."""
     import safetensors.torch
@@ -91,6 +110,12 @@ def arm(point):
                 checkpoint._flush_to_disk = die
             elif point == "rename":
                 checkpoint.os.rename = die
+            elif point in ("swap", "discard"):  # the second save of the same step has a folder to replace
+                real(*args, **options)
+                if point == "swap":
+                    checkpoint.os.rename = die_at_second_rename()
+                else:
+                    checkpoint.shutil.rmtree = half_removed
         return real(*args, **options)
 
     import course_utils.training.loop as loop
