@@ -1,7 +1,8 @@
 """AdamW written from its update rule, three times: readable, foreach, compiled (lesson 01).
 
-Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (ICLR 2019), Algorithm 2. With gradient g, step t counted
-from 1 and learning rate lr (the schedule's factor included):
+Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (ICLR 2019), Algorithm 2, in torch's form: decay is
+multiplied by the learning rate, in the paper only by the schedule's factor. So halving lr also halves the decay here.
+With gradient g, step t counted from 1 and learning rate lr (the schedule's factor included):
 
     p <- p - lr * weight_decay * p                    decay acts on the weights, not through the gradient
     m <- beta1 * m + (1 - beta1) * g                  moving average of g       (exp_avg)
