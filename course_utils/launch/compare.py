@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from course_utils.launch.memory import GIB
 from course_utils.launch.plan import Plan, plan
-from course_utils.launch.shapes import layer_parameters, vocabulary_parameters
+from course_utils.launch.shapes import linears
 from course_utils.launch.spec import Spec
 
 
@@ -35,7 +35,7 @@ def compare_estimators(spec: Spec) -> list[Estimate]:
     states = sum(ours.moments["step"][name] for name in ("weights", "gradients", "optimizer", "master copies"))
     rows = [
         Estimate("this planner", ours.total, ours.host_total, "nothing known to it"),
-        Estimate("this planner, model states", states, ours.host_total, "buffers, activations, logits, margin"),
+        Estimate("this planner, states at the update", states, ours.host_total, "buffers, activations, logits, margin"),
         Estimate("accelerate estimate-memory", _accelerate(ours), None, "strategy, activations, logits"),
     ]
     if spec.strategy in ("zero2", "zero3"):
@@ -60,7 +60,9 @@ def _deepspeed(ours: Plan) -> tuple[int, int]:
     machines = {"num_gpus_per_node": spec.gpus_per_node, "num_nodes": spec.nodes, "cpu_offload": spec.offload != "none"}
     if spec.strategy == "zero2":
         return estimate_zero2_model_states_mem_needs(ours.parameters, **machines)
-    largest = max(layer_parameters(shape), vocabulary_parameters(shape))
+    # Its model_to_params takes the module that owns most weights itself: one matrix, never a whole layer.
+    matrices = (inputs * outputs for inputs, outputs in linears(shape))
+    largest = max(shape.vocab_size * shape.hidden_size, *matrices)
     found = estimate_zero3_model_states_mem_needs(
         ours.parameters, largest, **machines, cpu_offload_params=spec.offload == "all"
     )
@@ -69,8 +71,8 @@ def _deepspeed(ours: Plan) -> tuple[int, int]:
 
 def comparison_table(rows: Sequence[Estimate]) -> str:
     """Text for a terminal, in GiB."""
-    lines = [f"{'estimator':30}{'GPU GiB':>9}{'host GiB':>10}  leaves out"]
+    lines = [f"{'estimator':37}{'GPU GiB':>9}{'host GiB':>10}  leaves out"]
     for row in rows:
         host = "-" if row.host is None else f"{row.host / GIB:.1f}"
-        lines.append(f"{row.tool:30}{row.gpu / GIB:9.1f}{host:>10}  {row.leaves_out}")
+        lines.append(f"{row.tool:37}{row.gpu / GIB:9.1f}{host:>10}  {row.leaves_out}")
     return "\n".join(lines)

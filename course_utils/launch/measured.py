@@ -160,7 +160,10 @@ def _second_step(
     tracker = make_tracker(model, optimizer)
     _pass_over_frozen(tracker, model)
     with tracker:
-        _forward_backward(spec, shape, model)
+        for left in reversed(range(spec.accumulation_steps)):
+            if spec.is_fsdp and spec.accumulation_steps > 1:
+                model.set_requires_gradient_sync(left == 0)  # what no_sync does
+            _forward_backward(spec, shape, model)
         peak, end = (_by_name(tracker.get_tracker_snapshot(kind)) for kind in ("peak", "current"))
     working = peak["Total"] - peak["Buffer"] - sum(peak[name] for name in states)
     return Measured(shape, *(end[name] for name in states), working=working, peak=peak["Total"])

@@ -37,6 +37,7 @@ COMPONENTS = (
     "optimizer",
     "master copies",
     "buckets",
+    "whole gradients",
     "gathered units",
     "autocast copies",
     "activations",
@@ -177,7 +178,7 @@ def _forward_surplus(spec: Spec, shape: ModelShape, more: int) -> int:
 
 
 def gathered(spec: Spec, shape: ModelShape, count: Parameters, moment: str) -> int:
-    """Weights gathered from the other ranks, and gradients not yet reduced.
+    """Weights gathered from the other ranks, and the whole gradient of the unit whose backward pass runs.
 
     FSDP gathers a layer at a time and, in the backward pass, the next one while one is computed: two units, and a
     whole gradient of one. The output layer stays gathered from the forward to the backward pass, and so does the
@@ -224,14 +225,14 @@ def on_gpu(spec: Spec, shape: ModelShape) -> dict[str, dict[str, int]]:
 
 def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters) -> dict[str, int]:
     forward, offloads = activations.stored(spec, shape), spec.offload != "none"
-    waiting = unsharded_gradients(spec, count)
     found = {
         "weights": 0 if spec.offload == "all" else weights(spec, count),
         "gradients": _gradients_at(moment, spec, count),
         "optimizer": 0 if offloads else optimizer(spec, count),
         "master copies": 0 if offloads else master_copies(spec, count),
         "buckets": buckets(spec, count),
-        "gathered units": gathered(spec, shape, count, moment) + (waiting if moment != "step" else 0),
+        "whole gradients": unsharded_gradients(spec, count) if moment != "step" else 0,
+        "gathered units": gathered(spec, shape, count, moment),
         "autocast copies": autocast_copies(spec, shape, count, moment),
         "activations": {
             "loss": forward,

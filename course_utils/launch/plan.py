@@ -189,9 +189,11 @@ def _speed_lines(one: Plan) -> list[str]:
     parts = (
         f"computing {fast.compute:.3f}, waiting for communication {fast.exposed:.3f}, for offload {fast.offload:.3f}"
     )
+    factor = speed.recompute_factor(one.spec, one.shape)
+    recomputing = f", of which recomputation leaves {one.spec.mfu / factor:.2f}" if factor > 1 else ""
     lines = [
         f"a step: {fast.step:.3f} s ({parts}); a GPU sends {fast.volume / GIB:.2f} GiB",
-        f"{fast.tokens_per_second:,.0f} tokens/s at MFU {one.spec.mfu:g}",
+        f"{fast.tokens_per_second:,.0f} tokens/s at MFU {one.spec.mfu:g}{recomputing}",
         f"{one.spec.max_steps:,} steps: {fast.hours:.2f} h",
     ]
     return lines + ([f"cost: ${fast.cost:,.2f}"] if fast.cost is not None else [])

@@ -54,24 +54,42 @@ class Message(NamedTuple):
 
 
 def flops_per_token(spec: Spec, shape: ModelShape) -> float:
-    """Floating-point operations of training on one token.
+    """Floating-point operations that training on one token takes, without recomputation: what MFU counts.
 
     ``6 N + 12 L H Q T`` (Chowdhery et al. 2022, "PaLM", appendix B), N being the weights of matrix multiplications,
-    with half the attention term where it is causal. Frozen weights need no gradient of their own: 4 N. Checkpointing
-    repeats the forward pass.
+    with half the attention term where it is causal. Frozen weights need no gradient of their own: 4 N.
     """
+    dense, adapters, scores = _matrices(spec, shape)
+    return (4 * dense + 6 * adapters if spec.lora_rank else 6 * dense) + 12 * scores
+
+
+def recompute_factor(spec: Spec, shape: ModelShape) -> float:
+    """How many times the model's FLOPs a step computes: 1, or about 4/3 where checkpointing repeats the forward pass.
+
+    A run that recomputes shows an MFU of ``spec.mfu`` over this factor: PaLM's MFU does not count repeated work.
+    """
+    if not spec.checkpointing:
+        return 1.0
+    dense, adapters, scores = _matrices(spec, shape)
+    return 1 + (2 * (dense + adapters) + 4 * scores) / flops_per_token(spec, shape)
+
+
+def _matrices(spec: Spec, shape: ModelShape) -> tuple[int, int, float]:
+    """Weights of the model's matrix multiplications, those of adapters, and L H Q T (half of it where causal)."""
     count = memory.parameters(spec.but(tensor_parallel=1) if spec.tensor_parallel > 1 else spec, shape)
     adapters = count.trained if spec.lora_rank else 0
-    dense = count.matrices - adapters
     scores = shape.num_hidden_layers * shape.query_size * spec.sequence_length / (2 if shape.lm_head else 1)
-    training = (4 * dense + 6 * adapters if spec.lora_rank else 6 * dense) + 12 * scores
-    return training + (2 * (dense + adapters) + 4 * scores if spec.checkpointing else 0)
+    return count.matrices - adapters, adapters, scores
 
 
 def compute_time(spec: Spec, shape: ModelShape) -> float:
-    """Seconds: FLOPs of this GPU's tokens over its peak times ``mfu`` (PaLM, appendix B)."""
+    """Seconds: FLOPs of this GPU's tokens over its peak times ``mfu`` (PaLM, appendix B), and what is recomputed.
+
+    ``mfu`` is that of the run without recomputation, so that it holds with and without checkpointing.
+    """
     peak = GPUS[spec.gpu].peak * 1e12 * (FP32_SHARE if spec.precision == "fp32" else 1)
-    work = activations.tokens(spec) * spec.accumulation_steps * flops_per_token(spec, shape) / spec.tensor_parallel
+    flops = flops_per_token(spec, shape) * recompute_factor(spec, shape)
+    work = activations.tokens(spec) * spec.accumulation_steps * flops / spec.tensor_parallel
     return work / (peak * spec.mfu)
 
 
@@ -108,11 +126,12 @@ def messages(spec: Spec, shape: ModelShape) -> list[Message]:
 
 
 def _state(spec: Spec, shape: ModelShape, count: memory.Parameters, parts: int, gap: int) -> list[Message]:
-    """Gradients and weights, as in section 7 of the ZeRO paper.
+    """Gradients and weights, as in section 7 of the ZeRO paper, except that DeepSpeed all-reduces in stages 1 and 2.
 
-    With Psi parameters and g micro-batches: 2 Psi for DDP and ZeRO-1, (g + 1) Psi for ZeRO-2, 3 g Psi for ZeRO-3. FSDP
-    gathers in every micro-batch (twice with resharding) and reduces once (``no_sync``); HSDP then adds up the shards
-    of its replicas.
+    With Psi parameters and g micro-batches: 2 Psi for DDP, 3 Psi for ZeRO-1, (2 g + 1) Psi for ZeRO-2, 3 g Psi for
+    ZeRO-3. The paper's reduce-scatter would be 2 Psi and (g + 1) Psi, but DeepSpeed's default is one all-reduce per
+    bucket (``use_multi_rank_bucket_allreduce``, deepspeed/runtime/zero/config.py). FSDP gathers in every micro-batch
+    (twice with resharding) and reduces once (``no_sync``); HSDP then adds up the shards of its replicas.
     """
     each, g, units = memory.bytes_of(spec), spec.accumulation_steps, shape.num_hidden_layers + 1
     whole, trained = (count.trained + count.frozen) * each.gathered, count.trained
@@ -126,7 +145,7 @@ def _state(spec: Spec, shape: ModelShape, count: memory.Parameters, parts: int, 
         return [*found, Message(reduced // parts, units, spec.replicas, parts * gap, passes=2)]
     reduces = 1 if spec.strategy == "zero1" else g
     calls = (trained // memory.BUCKET + 1) * reduces
-    reduce = Message(trained * each.gradient * reduces, calls, parts, gap)
+    reduce = Message(trained * each.gradient * reduces, calls, parts, gap, passes=1 if spec.strategy == "zero3" else 2)
     if spec.strategy == "zero3":
         return [reduce, Message(2 * g * whole, 2 * g * units, parts, gap)]
     return [reduce, Message(trained * each.weight, trained // memory.BUCKET + 1, parts, gap, hides=False)]

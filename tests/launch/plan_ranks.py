@@ -1,5 +1,7 @@
 """What two real CPU processes hold after two optimizer steps; run by ``run_ranks``, so imports stay inside."""
 
+SENT = {}  # collective: numbers handed to it
+
 
 def tiny():
     """A Llama whose matrices divide evenly by two."""
@@ -16,6 +18,7 @@ def held(cases):
     from transformers import AutoModelForCausalLM
 
     dist.init_process_group("gloo")
+    count_sent()
     ids, found = torch.arange(32).reshape(1, 32), {}
     for strategy, precision in cases:
         dtype = torch.bfloat16 if precision == "bf16_weights" else torch.float32
@@ -24,6 +27,25 @@ def held(cases):
         bytes_of = held_by(model, ids, strategy, precision)
         found[f"{strategy} {precision}"] = {"world": dist.get_world_size(), **bytes_of}
     return found
+
+
+def count_sent():
+    """Let torch's collectives note in SENT what is handed to them; DeepSpeed calls these, and remembers some.
+
+    DDP and FSDP2 call theirs in C++, where nothing here sees them.
+    """
+    import torch.distributed as dist
+
+    def counting(name, original):
+        def call(*args, **kwargs):
+            tensors = [value for value in (*args, *kwargs.values()) if hasattr(value, "numel")]
+            SENT[name] = SENT.get(name, 0) + max(tensor.numel() for tensor in tensors)
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in ("all_reduce", "reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor"):
+        setattr(dist, name, counting(name, getattr(dist, name)))
 
 
 def size(tensors):
@@ -94,25 +116,25 @@ def _waiting(parameter):
 
 
 def in_zero(model, ids, strategy, precision):
+    """With the JSON that the launch files carry, accumulation 2."""
     import deepspeed
     import torch
 
+    from course_utils.launch import Spec
+    from course_utils.launch.settings import deepspeed_config
+
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no minute of compiling
-    stage = int(strategy[-1])
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-        "bf16": {"enabled": precision != "fp32"},
-        "zero_allow_untested_optimizer": True,
-    }
-    if precision == "bf16_weights":
-        config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    spec = Spec(strategy=strategy, precision=precision, gpus_per_node=2, accumulation=2, device="cpu")
+    config = deepspeed_config(spec) | {"zero_allow_untested_optimizer": True}
     own = torch.optim.AdamW(model.parameters())
     engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=own, config=config)
+    numbers = sum(parameter.ds_numel if strategy == "zero3" else parameter.numel() for parameter in model.parameters())
     for _ in range(2):
-        engine.backward(engine(input_ids=ids, labels=ids).loss)
-        engine.step()
-    if stage == 3:
+        SENT.clear()  # the second step is like all that follow
+        for _ in range(spec.accumulation_steps):
+            engine.backward(engine(input_ids=ids, labels=ids).loss)
+            engine.step()
+    if strategy == "zero3":
         weights = [p.ds_tensor for p in engine.module.parameters()]
         masters, gradients = optimizer.fp32_partitioned_groups_flat, size([optimizer.grad_partitions_flat_buffer])
     else:
@@ -120,6 +142,8 @@ def in_zero(model, ids, strategy, precision):
         masters, gradients = optimizer.single_partition_of_fp32_groups, None
     return {
         "wrapper": type(optimizer).__name__,
+        # Numbers per parameter; norms and checks for overflow send single ones.
+        "sent": {name: round(total / numbers, 2) for name, total in SENT.items() if total > 100},
         "weights": size(weights),
         "gradients": gradients,
         "optimizer": size(moments(optimizer.optimizer)),

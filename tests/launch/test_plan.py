@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from course_utils.launch import SpecError, memory
 from course_utils.launch.changes import cheapest_change
-from course_utils.launch.compare import compare_estimators, comparison_table
 from course_utils.launch.plan import CHOICES, GIB, plan, strategies, strategies_table
 from course_utils.launch.shapes import ModelShape, builtin, parameter_count, shape_of
 from course_utils.launch.spec import Spec
@@ -130,8 +129,9 @@ def test_hsdp_tensor_and_context_parallel():
 
 
 def test_accumulation_under_no_sync_keeps_whole_gradients():
-    once, twice = (plan(eight(accumulation=number)).moments["loss"]["gathered units"] for number in (1, 2))
-    assert twice - once == PSI * 2
+    once, twice = (plan(eight(accumulation=number)).moments["loss"] for number in (1, 2))
+    assert (once["whole gradients"], twice["whole gradients"]) == (0, PSI * 2)
+    assert once["gathered units"] == twice["gathered units"]
     reduced = [plan(eight(strategy="zero2", accumulation=number)) for number in (1, 2)]
     assert reduced[1].moments["loss"]["gradients"] == PSI * 2 // 8  # ZeRO-2 reduces every time and keeps its part
     assert reduced[0].moments["loss"]["gradients"] == 0
@@ -244,29 +244,6 @@ def test_models_it_cannot_plan_are_refused(tmp_path, monkeypatch):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(SpecError, match=says):
             shape_of(str(tmp_path))
-
-
-def test_estimators_side_by_side():
-    """accelerate counts 8 bytes a parameter for bf16, whatever the strategy; DeepSpeed has a formula of its own."""
-    rows = {row.tool: row for row in compare_estimators(eight(strategy="zero2"))}
-    assert rows["accelerate estimate-memory"].gpu == PSI * 8
-    pytest.importorskip("deepspeed", reason="deepspeed is installed on Linux only")
-    theirs, ours = rows["DeepSpeed's estimator"].gpu, rows["this planner, model states"].gpu
-    assert ours == pytest.approx(theirs, rel=0.1)
-    assert rows["this planner"].gpu > theirs
-    assert "GPU GiB" in comparison_table(list(rows.values()))
-    assert len(compare_estimators(eight(strategy="fsdp2"))) == 3
-
-
-def test_accelerate_counts_the_same_parameters():
-    """``compare_estimators`` gives accelerate 4 bytes a parameter; its own count of the real model agrees."""
-    from accelerate.utils import calculate_maximum_sizes
-    from transformers import GPT2Config
-
-    from course_utils.launch.model_files import meta_model
-
-    total, _ = calculate_maximum_sizes(meta_model(GPT2Config()))
-    assert total == pytest.approx(4 * parameter_count(shape_of("openai-community/gpt2")), rel=0.01)
 
 
 def test_figures_show_every_component_and_the_limit():

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from plan_ranks import tiny
 
-from course_utils.launch import memory
+from course_utils.launch import memory, speed
 from course_utils.launch.model_files import shape_of_config
+from course_utils.launch.shapes import parameter_count
 from course_utils.launch.spec import Spec
 from course_utils.parallel import run_ranks
 
@@ -41,6 +42,15 @@ def planned(strategy, precision, *components, accumulation=1):
     return {name: getattr(memory, name.replace(" ", "_"))(spec, count) for name in components}
 
 
+# What each ZeRO stage sends in a step of 2 micro-batches, in numbers per parameter. ZeRO-3 keeps a model as small as
+# this one gathered from the forward to the backward pass; a larger one is gathered twice.
+SENT = {
+    "zero1": {"all_reduce": 1.0, "all_gather_into_tensor": 1.0},
+    "zero2": {"all_reduce": 2.0, "all_gather_into_tensor": 1.0},
+    "zero3": {"reduce_scatter_tensor": 2.0, "all_gather_into_tensor": 2.0},
+}
+
+
 def assert_held(ranks, case, expected):
     assert all(expected.values()), "a component that is nowhere proves nothing"
     for rank in ranks:
@@ -65,3 +75,20 @@ def test_fsdp(ranks, strategy, precision):
 def test_zero(ranks, strategy, precision):
     components = ("weights", "optimizer", "master copies") + (("gradients",) if strategy == "zero3" else ())
     assert_held(ranks, f"{strategy} {precision}", planned(strategy, precision, *components))
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is installed on Linux only")
+@pytest.mark.parametrize(("strategy", "precision"), ZERO_CASES)
+def test_zero_sends_what_the_planner_counts(ranks, strategy, precision):
+    """DeepSpeed's own calls: an all-reduce, which counts twice, in the stages 1 and 2."""
+    shape = shape_of_config(tiny())
+    spec = Spec(model=shape, strategy=strategy, precision=precision, gpus_per_node=2, accumulation=2)
+    size = memory.bytes_of(spec).gathered * parameter_count(shape)
+    counted = [(found.passes, round(found.data / size, 2)) for found in speed.messages(spec, shape) if found.ranks > 1]
+    for rank in ranks:
+        sent = rank[f"{strategy} {precision}"]["sent"]
+        assert sent == SENT[strategy]
+        if strategy == "zero3":
+            sent = sent | {"all_gather_into_tensor": 2 * sent["all_gather_into_tensor"]}
+        passes = [(2 if name == "all_reduce" else 1, total) for name, total in sent.items()]
+        assert sorted(passes) == sorted(counted)

@@ -21,8 +21,8 @@ def eight(**fields):
     ("fields", "psi"),
     [
         ({"strategy": "ddp"}, 2 * 4),  # all-reduce of fp32 gradients
-        ({"strategy": "zero1", "accumulation": 4}, 2 * 2),
-        ({"strategy": "zero2", "accumulation": 4}, (4 + 1) * 2),
+        ({"strategy": "zero1", "accumulation": 4}, 3 * 2),  # DeepSpeed all-reduces: tests/launch/test_plan_ranks.py
+        ({"strategy": "zero2", "accumulation": 4}, (2 * 4 + 1) * 2),
         ({"strategy": "zero3", "accumulation": 4}, 3 * 4 * 2),
         ({"strategy": "fsdp2"}, 3 * 2),
         ({"strategy": "fsdp2", "reshard_after_forward": False}, 2 * 2),
@@ -30,7 +30,7 @@ def eight(**fields):
     ],
 )
 def test_communication_volume(fields, psi):
-    """Bytes a GPU sends per parameter: the ring's share (n-1)/n of the volumes in section 7 of the ZeRO paper."""
+    """Bytes a GPU sends per parameter: the ring's share (n-1)/n of the volumes in ``speed._state``."""
     assert plan(eight(**fields)).speed.volume / PSI == pytest.approx(psi * 7 / 8, rel=1e-3)
 
 
@@ -45,6 +45,21 @@ def test_speed_is_the_formula_by_hand():
     assert found.exposed == max(0.0, found.communication - found.compute * 2 / 3)
     assert found.tokens_per_second == pytest.approx(8 * 2 * 4096 / found.step)
     assert found.cost == pytest.approx(900 * found.step / 3600 * 8 * 2.0)
+
+
+@pytest.mark.parametrize(("lora_rank", "factor"), [(0, 4 / 3), (16, 6 / 4)])
+def test_mfu_does_not_count_recomputation(lora_rank, factor):
+    """PaLM's MFU counts the model's FLOPs: those of a run that recomputes are the same, and its time is longer."""
+    spec = eight(lora_rank=lora_rank, precision="bf16_weights", checkpointing=True, sequence_length=64)
+    without = spec.but(checkpointing=False)
+    shape = plan(spec).shape
+    assert speed.flops_per_token(spec, shape) == speed.flops_per_token(without, shape)
+    assert speed.recompute_factor(without, shape) == 1
+    assert speed.recompute_factor(spec, shape) == pytest.approx(factor, rel=0.01)
+    assert plan(spec).speed.compute / plan(without).speed.compute == pytest.approx(factor, rel=0.01)
+    shown = 64 * speed.flops_per_token(spec, shape) / (989e12 * plan(spec).speed.compute)  # what its log would say
+    assert shown == pytest.approx(spec.mfu / speed.recompute_factor(spec, shape))
+    assert f"at MFU 0.4, of which recomputation leaves {shown:.2f}" in plan(spec).table()
 
 
 def test_a_slow_network_shows_where_weights_cross_it():

@@ -77,6 +77,7 @@ CASES = {
     "fsdp, 2 replicas": (llama, fsdp(replicas=2, precision="fp32")),
     "fsdp, large vocabulary": (lambda: llama(65536), fsdp(sequence_length=64)),
     "fsdp, checkpointing": (qwen3, fsdp(checkpointing=True, sequence_length=2048)),
+    "fsdp, accumulation": (qwen3, fsdp(accumulation=2)),
     "fsdp, LoRA, bf16 weights": (
         lambda: llama(65536),
         fsdp(lora_rank=16, precision="bf16_weights", sequence_length=64),

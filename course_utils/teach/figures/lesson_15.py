@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 # What is drawn as one colour: the planner's components, from what must be there to what a smaller batch would save.
 GROUPS = {
-    "weights": ("weights", "master copies", "autocast copies"),
+    "weights and copies": ("weights", "master copies", "autocast copies"),
     "gradients, buckets": ("gradients", "buckets"),
     "optimizer": ("optimizer",),
+    "whole gradients (accumulation)": ("whole gradients",),
     "gathered units": ("gathered units",),
     "activations": ("activations",),
     "logits": ("logits",),
     "margin": ("margin",),
 }
-COLOR_OF = dict(zip(GROUPS, ("blue", "sky", "green", "purple", "orange", "red", "grey"), strict=True))
-HATCHED = {"gathered units": "//", "logits": "xx", "margin": ".."}  # told apart without any colour, too
+COLOR_OF = dict(zip(GROUPS, ("blue", "sky", "green", "sky", "purple", "orange", "red", "grey"), strict=True))
+# Told apart without any colour, too.
+HATCHED = {"whole gradients (accumulation)": "\\\\", "gathered units": "//", "logits": "xx", "margin": ".."}
 
 
 def _stack(axis: Axes, rows: Sequence[str], memories: Sequence[Mapping[str, int]]) -> None:
@@ -45,7 +47,7 @@ def _draw_limit(axis: Axes, limit: float, where: str) -> None:
     axis.axvline(limit, color=COLORS["black"], linewidth=1.6, linestyle="--")
     place = {"top": (1.005, "bottom"), "bottom": (0.0, "top")}[where]
     axis.text(
-        limit, place[0], f"one GPU: {limit:.0f} GiB", transform=axis.get_xaxis_transform(), ha="center", va=place[1]
+        limit, place[0], f"one GPU: {limit:.1f} GiB", transform=axis.get_xaxis_transform(), ha="center", va=place[1]
     )
 
 
