@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
+from course_utils.launch.errors import SpecError
+from course_utils.launch.shapes import ModelShape
 from course_utils.launch.spec import Spec
 
+FINETUNE = "course_utils.recipes.finetune"
 # Programs that take TRL's names for model, length, type and LoRA (trl.ModelConfig, trl.SFTConfig).
-TAKES_MODEL_FLAGS = ("course_utils.recipes.finetune", "trl.scripts.sft")
+TAKES_MODEL_FLAGS = (FINETUNE, "trl.scripts.sft")
 MODEL_FLAGS = ("--model_name_or_path", "--max_length", "--dtype", "--use_peft", "--lora_r", "--lora_target_modules")
 
 
@@ -21,6 +26,52 @@ class Flag(NamedTuple):
 def program(spec: Spec) -> str:
     """The program as launchers want it: a path that begins with "-" would be taken for one of their options."""
     return f"./{spec.program}" if spec.program.startswith("-") else spec.program
+
+
+def is_one_of(spec: Spec, programs: Sequence[str]) -> bool:
+    """Whether the spec starts one of these modules, by its dotted name or by its path."""
+    dotted = spec.program.removesuffix(".py").replace("/", ".")
+    return any(f".{dotted}".endswith(f".{name}") for name in programs)
+
+
+def value_of(words: Sequence[str], name: str) -> str | None:
+    """The last value of a flag, written ``--name=value`` or ``--name value``; None: it is not among the words."""
+    found = None
+    for word, following in pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        if flag == name:
+            found = value if equals else following
+    return found
+
+
+def task(spec: Spec) -> str:
+    """finetune's ``--task``: the one that ``spec.arguments`` names, else the one whose loss the plan counts."""
+    if named := value_of(spec.arguments, "--task"):
+        return named
+    if isinstance(spec.model, ModelShape):
+        is_causal = spec.model.lm_head
+    elif spec.model == "course/encoder":
+        is_causal = False
+    else:
+        from course_utils.launch import model_files
+
+        try:
+            is_causal = model_files.is_causal(spec.model)
+        except (SpecError, OSError):  # no folder, so a name; those that are built in are causal language models
+            is_causal = True
+    return "causal_lm" if is_causal else "classification"
+
+
+def data(train_file: str | None, dataset_name: str | None, task: str) -> str:
+    """What finetune trains on, given these of its arguments (``finetune_data.load_rows``)."""
+    own = {"causal_lm": "paragraphs", "classification": "labelled sentences"}.get(task, "data")
+    return train_file or dataset_name or f"the course's {own} (no data argument)"
+
+
+def data_of(spec: Spec) -> str:
+    """What finetune trains on, as the spec asks for it."""
+    given = (value_of(spec.arguments, name) for name in ("--train_file", "--dataset_name"))
+    return data(*given, task(spec))
 
 
 def flags(spec: Spec) -> list[Flag]:
@@ -57,10 +108,11 @@ def _recomputation(spec: Spec) -> Flag:
 
 
 def _model_flags(spec: Spec) -> list[Flag]:
-    dotted = spec.program.removesuffix(".py").replace("/", ".")
-    if not any(f".{dotted}".endswith(f".{name}") for name in TAKES_MODEL_FLAGS):
+    if not is_one_of(spec, TAKES_MODEL_FLAGS):
         return []
     found = []
+    if is_one_of(spec, [FINETUNE]) and value_of(spec.arguments, "--task") is None:
+        found.append(Flag(f"--task={task(spec)}", f"head and loss, as planned; trains on {data_of(spec)}"))
     if isinstance(spec.model, str):
         found.append(Flag(f"--model_name_or_path={spec.model}", "a hub name or a folder"))
     dtype = "bfloat16" if spec.precision == "bf16_weights" else "float32"

@@ -7,6 +7,7 @@ built here without ranks and without a GPU, under the environment the launcher w
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -110,12 +111,25 @@ def _training_arguments(spec: Spec, program: Program) -> Iterable[Row]:
 
 
 def _own_flags(spec: Spec, file: str, words: list[str]) -> Iterable[Row]:
-    """The flags that TrainingArguments does not know and the program does: model, length, type, LoRA."""
+    """The flags that TrainingArguments does not know and the program does: task, data, model, length, type, LoRA."""
+    if arguments.is_one_of(spec, [arguments.FINETUNE]):
+        config = _finetune_config(words)
+        yield Row(file, "task", arguments.task(spec), config.task)
+        resolved = arguments.data(config.train_file, config.dataset_name, config.task)
+        yield Row(file, "training data", arguments.data_of(spec), resolved)
     given = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
     for flag in arguments.flags(spec):
         name, _, value = flag.text.partition("=")
         if name in arguments.MODEL_FLAGS:
             yield Row(file, name, value, given.get(name))
+
+
+def _finetune_config(words: list[str]) -> Any:
+    """finetune's own settings, read by its own parser; not validated, because its files may be on the cluster only."""
+    finetune = importlib.import_module(arguments.FINETUNE)
+    parser = finetune.Parser(finetune.Config, allow_abbrev=False, add_help=False)
+    with mock.patch.object(finetune.Config, "__post_init__", lambda self: None):
+        return parser.parse_args_into_dataclasses(words, return_remaining_strings=True)[0]
 
 
 def _accelerator(spec: Spec, program: Program) -> Iterable[Row]:

@@ -75,6 +75,17 @@ def model_class(config: PreTrainedConfig) -> type:
     return AutoModelForSequenceClassification if classify else AutoModelForCausalLM
 
 
+def is_causal(model: str) -> bool:
+    """Whether the model whose ``config.json`` is at the path ``model`` is trained to predict the next token.
+
+    Raises:
+        SpecError: there is none. The hub is not asked.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return model_class(_config(model, hub=False)) is AutoModelForCausalLM
+
+
 def meta_model(config: PreTrainedConfig) -> nn.Module:
     """The model of a config without memory."""
     import torch

@@ -74,4 +74,6 @@ def readme(spec: Spec, folder: str) -> dict[str, Any]:
     else:
         rows = why.json_rows(settings.fsdp_config(spec), why.FSDP) if spec.is_fsdp else ()
     name = "deepspeed.json" if spec.is_deepspeed else "fsdp.json"
-    return {"several": spec.nodes > 1, "json_name": name, "json_rows": list(rows)}
+    is_ours = spec.trainer_flags and arguments.is_one_of(spec, [arguments.FINETUNE])
+    data = arguments.data_of(spec) if is_ours else ""
+    return {"several": spec.nodes > 1, "json_name": name, "json_rows": list(rows), "data": data}

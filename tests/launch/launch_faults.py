@@ -188,6 +188,26 @@ FAULTS = {
         lambda f: edit(f, "torchrun.sh", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"),
         ("torchrun.sh", "--model_name_or_path"),
     ),
+    "no task: a classifier": (
+        {"strategy": "ddp"},
+        lambda f: edit(f, "torchrun.sh", "--task=causal_lm", ""),
+        ("torchrun.sh", "task"),
+    ),
+    "another task, behind the right one": (
+        {"strategy": "zero1"},
+        lambda f: edit(f, "accelerate.sh", '  "$@"', '  --task classification "$@"'),
+        ("accelerate.sh", "task"),
+    ),
+    "a task that was not asked for": (
+        {"strategy": "ddp", "model": "course/encoder"},
+        lambda f: edit(f, "torchrun.sh", "--task=classification", "--task=causal_lm"),
+        ("torchrun.sh", "task"),
+    ),
+    "no data": (
+        {"strategy": "fsdp2", "arguments": ("--train_file=mine.jsonl",)},
+        lambda f: edit(f, "torchrun.sh", "--train_file=mine.jsonl", ""),
+        ("torchrun.sh", "training data"),
+    ),
     "the checkpoint's type": (
         {"strategy": "fsdp2"},
         lambda f: edit(f, "torchrun.sh", "--dtype=float32", ""),

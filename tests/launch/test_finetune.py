@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny_project import offline_project
 
 from course_utils.launch import Spec
+from course_utils.launch.arguments import program_arguments
 from course_utils.launch.run_here import run_here
 from course_utils.parallel.what_ran import WrongRun, check_ranks
 from course_utils.recipes import finetune
@@ -39,6 +40,13 @@ def run(project, tmp_path):
         return trainer, json.loads((folder / "run.json").read_text())
 
     return call
+
+
+def test_launch_files_ask_for_the_planned_task_and_length():
+    spec = Spec(strategy="ddp", device="cpu", precision="fp32", sequence_length=48)
+    config, _ = finetune.read_settings(program_arguments(spec))
+    assert (config.task, config.max_length, config.model_name_or_path) == ("causal_lm", 48, spec.model)
+    assert (config.train_file, config.dataset_name) == (None, None)
 
 
 def losses(report):

@@ -30,7 +30,7 @@ def project(tmp_path_factory):
 def spec_of(project, **fields):
     settings = {
         "model": str(project.model),
-        "arguments": ("--task=causal_lm", f"--train_file={project.texts / 'train.jsonl'}", *QUIET),
+        "arguments": (f"--train_file={project.texts / 'train.jsonl'}", *QUIET),
         "micro_batch": 2,
         "accumulation": 2,
         "max_steps": 4,
