@@ -110,6 +110,11 @@ def skypilot(spec: Spec, folder: Path) -> Iterable[Row]:
     yield Row(file, "warning, time before it [s]", asked, [int(n) for n in seconds.groups()] if seconds else None)
     nodes = "\n".join([FIRST, *(f"10.0.1.{rank}" for rank in range(1, spec.nodes))])
     set_by_sky = {"SKYPILOT_NODE_RANK": str(spec.nodes - 1), "SKYPILOT_NODE_IPS": nodes}
+    mounts = (task.get("file_mounts") or {}).items()  # place there -> folder here, or a bucket's settings
+    root, here = root_of("", task["envs"], folder), folder.resolve()
+    uploaded = [place for place, source in mounts if isinstance(source, str) and (root / source).resolve() == here]
+    script = task["envs"]["TORCHRUN_SH"]
+    yield Row(file, "script is uploaded", True, script in [f"{place}/torchrun.sh" for place in uploaded])
     started = resolve_command(task["run"], folder, **task["envs"], **set_by_sky)
     yield from same_as_torchrun(spec, file, folder, started, str(spec.port))
 
@@ -126,8 +131,10 @@ def sky_task(path: Path, written: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "skypilot stand-in", written
     code = "import sky, sys, json; print(json.dumps(sky.Task.from_yaml(sys.argv[1]).to_yaml_config()))"
     with tempfile.TemporaryDirectory() as home:  # importing sky writes into the home folder
-        command = [sys.executable, "-c", code, str(path)]
-        done = subprocess.run(command, env={"HOME": home, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+        command = [sys.executable, "-c", code, str(path.resolve())]
+        root = root_of("", written["envs"], path.parent)  # where it is started: paths are seen from there
+        environment = {"HOME": home, "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
     task = json.loads(done.stdout.splitlines()[-1])
