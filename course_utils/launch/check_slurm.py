@@ -61,7 +61,7 @@ def read_directives(text: str) -> argparse.Namespace:
         parser.add_argument(f"-{short}", f"--{name}")
     for short, name in (("p", "partition"), ("A", "account"), ("o", "output")):
         parser.add_argument(f"-{short}", f"--{name}", default="")
-    for name in ("ntasks-per-node", "gres", "gpus-per-node", "signal", "open-mode"):
+    for name in ("ntasks-per-node", "gres", "gpus-per-node", "mem", "signal", "open-mode"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--requeue", action="store_true")
     parser.add_argument("--no-requeue", dest="requeue", action="store_false")
@@ -92,6 +92,7 @@ def _directives(spec: Spec, script: Path) -> Iterable[Row]:
     gpus = asked.gpus_per_node or (asked.gres or "gpu:0").removeprefix("gpu:")
     yield Row(FILE, "GPUs per machine", spec.gpus_per_node if spec.device == "cuda" else 0, int(gpus.split(":")[-1]))
     yield Row(FILE, "cores per machine", str(spec.gpus_per_node * spec.cpus_per_gpu), asked.cpus_per_task)
+    yield Row(FILE, "memory per machine (0: all)", "0" if spec.device == "cuda" else None, asked.mem)
     yield Row(FILE, "time limit in minutes", spec.time_limit, minutes(asked.time))
     yield Row(FILE, "warning to this script", f"B:USR1@{spec.warning}", asked.signal)
     yield Row(FILE, "may be queued again", True, asked.requeue)

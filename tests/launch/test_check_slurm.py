@@ -67,6 +67,7 @@ FAULTS = {
     "not requeued": ("#SBATCH --requeue", "#SBATCH --no-requeue", "may be queued again"),
     "output begins anew": ("--open-mode=append", "--open-mode=truncate", "output of each stay is kept"),
     "one core": ("#SBATCH --cpus-per-task=32\n", "", "cores per machine"),
+    "memory": ("#SBATCH --mem=0\n", "", "memory per machine (0: all)"),
     "partition": ("--partition=gpu-long", "--partition=gpu", "partition"),
     "account": ("--account=lab@x", "--account=lab", "account"),
     "name": ("--job-name=finetune", '--job-name="$NAME"', "job name"),
@@ -83,7 +84,7 @@ def test_a_planted_fault_is_seen(project, fault):
 def test_the_same_said_otherwise_is_the_same(project):
     edit(project, "#SBATCH --nodes=3", "#SBATCH -N 3 # machines")
     edit(project, "#SBATCH --time=90", "#SBATCH -t 0-1:30")
-    edit(project, "#SBATCH --gres=gpu:8", '#SBATCH --gres="gpu:h100:8"\n#SBATCH --mem=0 --exclusive')
+    edit(project, "#SBATCH --gres=gpu:8", '#SBATCH --gres="gpu:h100:8"\n#SBATCH --exclusive')
     assert differing(project) == set()
 
 
@@ -119,7 +120,7 @@ def test_all_that_may_stand_in_a_directive_arrives_as_it_is():
 
 def test_a_cpu_run_asks_for_no_gpu_and_one_machine_needs_no_address():
     script = render(Spec(device="cpu", nodes=1, gpus_per_node=2, strategy="ddp"))["slurm.sbatch"]
-    assert "gres" not in script
+    assert "gres" not in script and "--mem" not in script
     assert "MASTER_ADDR" not in script
 
 

@@ -217,7 +217,7 @@ def test_the_controller_reads_a_gpu_job_as_asked(cluster):
     assert (job["JobName"], job["Partition"], job["TimeLimit"]) == ("big.job-1", "gpu-long", "01:30:00")
     assert (job["NumNodes"], job["NumTasks"], job["CPUs/Task"]) == ("2-2", "2", str(8 * spec.cpus_per_gpu))
     assert (job["NtasksPerN:B:S:C"], job["TresPerNode"]) == ("1:0:*:*", "gres:gpu:8")
-    assert (job["Requeue"], job["BatchFlag"]) == ("1", "1")
+    assert (job["Requeue"], job["BatchFlag"], job["MinMemoryNode"]) == ("1", "1", "0")  # 0: all
 
 
 def test_the_check_asks_the_controller(cluster, monkeypatch):
