@@ -52,6 +52,12 @@ def fresh_model():
     return load_classifier(num_labels, vocab_size=len(tokenizer))
 
 
+def compute_metrics(prediction):
+    predicted = prediction.predictions.argmax(axis=-1)
+    macro_f1 = f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)
+    return {"accuracy": accuracy_score(prediction.label_ids, predicted), "macro_f1": macro_f1}
+
+
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # 03 · Trainer and TrainingArguments
 #
@@ -71,7 +77,7 @@ def fresh_model():
 #         output_dir="runs/first",
 #         per_device_train_batch_size=32,
 #         learning_rate=1e-3,
-#         max_steps=400,
+#         max_steps=500,
 #     ),
 #     train_dataset=train_rows,                # rows are dictionaries
 #     data_collator=collate,                   # rows -> batch
@@ -106,6 +112,7 @@ trainer = quiet_trainer(
     rows["train"].select(range(640)),
     rows["validation"].select(range(300)),
     data_collator=collate,
+    compute_metrics=compute_metrics,
     max_steps=6,
     per_device_train_batch_size=32,
     gradient_accumulation_steps=2,
@@ -147,28 +154,30 @@ teach.show(
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(
     figures.timeline(recorded.inside("evaluate"), "evaluate: predictions first, metrics once at the end"),
-    alt="Timeline of Trainer.evaluate: evaluation_loop calls prediction_step once per batch, then logs.",
+    alt="Timeline of Trainer.evaluate: evaluation_loop calls prediction_step once per batch, then compute_metrics "
+    "once; then it logs.",
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # prediction_step once per batch, without gradients. The loop collects logits and labels; compute_metrics sees all
-# rows at once, so nothing averages batch averages. It also means that all logits must fit: lesson 04.
+# rows at once, so nothing averages batch averages. It also means that all logits must fit: lesson 04. Without
+# compute_metrics the loop keeps the losses only.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Defaults are not your loop's
 #
-# | | `TrainingArguments` | lesson 01's loop |
+# | | `TrainingArguments` | lesson 01's run |
 # |---|---|---|
-# | `max_grad_norm` | 1.0 | as you wrote it |
-# | `lr_scheduler_type` | linear to 0 | constant |
-# | `weight_decay` | 0.0 | torch: 0.01 |
-# | `per_device_train_batch_size` | 8 | yours |
+# | `learning_rate` | 5e-5 | 2e-3 |
+# | `warmup_steps` | 0 | a tenth of the run |
+# | `weight_decay` | 0.0 | 0.01 |
+# | `per_device_train_batch_size` | 8 | 32 |
+# | `seed` | 42 | 0 |
 # | `logging_steps` | 500 | every step |
-# | `seed` | 42 | yours |
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Exercise 03.1 is exactly this translation. The lesson's table of arguments is generated from the installed class, so
-# the defaults shown there cannot go stale.
+# The schedule (linear) and clipping (1.0) happen to agree. Exercise 03.1 is exactly this translation. The lesson's
+# table of arguments is generated from the installed class, so the defaults shown there cannot go stale.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Schedules
@@ -187,19 +196,20 @@ def factors(name, steps=200, warmup=20, **options):
     return curve
 
 
-curves = {name: factors(name) for name in ("linear", "cosine", "polynomial", "constant_with_warmup", "inverse_sqrt")}
+curves = {name: factors(name) for name in ("linear", "cosine", "constant_with_warmup", "inverse_sqrt")}
+curves["polynomial, power=2"] = factors("polynomial", power=2)
 curves["cosine_with_restarts"] = factors("cosine_with_restarts", num_cycles=3)
 curves["cosine_with_min_lr"] = factors("cosine_with_min_lr", min_lr_rate=0.1)
 curves["warmup_stable_decay"] = factors("warmup_stable_decay", num_decay_steps=40)
 teach.show(
     figures.schedules(curves, warmup_steps=20),
-    alt="Eight learning-rate schedules with the same warm-up: linear, cosine, polynomial, constant, inverse square "
-    "root, cosine with restarts, cosine with a minimum, and warm-up, stable, decay.",
+    alt="Eight learning-rate schedules with the same warm-up: linear, cosine, constant, inverse square root, "
+    "polynomial of power 2, cosine with restarts, cosine with a minimum, and warm-up, stable, decay.",
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Linear or cosine when the length is known. Warm-up, stable, decay when it is not: branch off a decay whenever you
-# like. warmup_steps=0.1 means a tenth of the run: the old warmup_ratio is gone.
+# like. warmup_steps=0.1 means a tenth of the run: the old warmup_ratio is gone. polynomial without power is linear.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## bf16 reaches further, fp16 is finer
@@ -215,9 +225,13 @@ teach.show(
     alt="Range: bfloat16 as float32; float16 ends at 65504. Precision: float16 has eight times as many numbers.",
 )
 
+# %% [markdown] slideshow={"slide_type": "-"}
+# `bf16=True` on Ampere or newer, `fp16=True` on V100 and T4
+
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Training fails from lack of range far more often than from lack of digits. The weights stay in fp32 in both cases:
-# in bf16, 1 plus 0.001 is 1. On a CPU fp16=True is accepted and silently ignored; the lesson measures that.
+# A lack of range ends a run (infinity, or zero where a gradient was); a lack of digits only adds noise. Subnormal
+# numbers lie between the smallest normal one and zero and have fewer and fewer digits. The weights stay in fp32 in both
+# cases: in bf16, 1 plus 0.001 is 1. On a CPU fp16=True is accepted and silently ignored; the lesson measures that.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Why fp16 needs loss scaling
@@ -241,12 +255,6 @@ teach.show(
 # ## A run with metrics
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
-
-
-def compute_metrics(prediction):
-    predicted = prediction.predictions.argmax(axis=-1)
-    macro_f1 = f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)
-    return {"accuracy": accuracy_score(prediction.label_ids, predicted), "macro_f1": macro_f1}
 
 
 class NoteCheckpoints(TrainerCallback):
@@ -292,8 +300,9 @@ teach.show(
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# A short run, made when this deck was built; the lesson's takes 400 steps. Accuracy flatters when classes are uneven,
-# so the best model is chosen by macro-F1, which counts every class the same.
+# A short run, made when this deck was built; the lesson's takes 500 steps. Accuracy flatters when classes are uneven,
+# so the best model is chosen by macro-F1, which counts every class the same. The saw teeth are the sampler: within each
+# block of 50 batches group_by_length goes from long rows, which are easier, to short ones.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which checkpoints stay
@@ -305,8 +314,9 @@ teach.show(
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# save_total_limit=2: the newest and the best. The best is never deleted. load_best_model_at_end loads the best SAVED
-# checkpoint: save at every evaluation, or use save_strategy="best".
+# save_total_limit=2: the newest and the best. The best is never deleted. load_best_model_at_end loads the best
+# evaluated checkpoint only if that step was saved; otherwise an earlier one that was best when it was saved, or
+# nothing. So save at every evaluation, or use save_strategy="best".
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Resume: nobody can tell
@@ -315,17 +325,19 @@ teach.show(
 # trainer.train(resume_from_checkpoint=True)
 # ```
 #
-# | file | without it |
+# | missing | what happens |
 # |---|---|
-# | `model.safetensors` | an error: nothing to resume |
-# | `optimizer.pt` | moments restart at zero |
-# | `scheduler.pt` | warm-up again, and the moments too |
+# | `optimizer.pt` or `scheduler.pt` | moments and schedule restart, no error |
 # | `rng_state.pth` | other dropout, other weights, no error |
-# | `trainer_state.json` | an error: the step is unknown |
+# | `model.safetensors`, `trainer_state.json` | an error |
+#
+# > With `group_by_length` a resume is exact in the first epoch only.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The lesson trains 20 steps without a break, then resumes at step 8 in a new Trainer with other initial weights:
-# bitwise equal on a CPU. Then it deletes the random state: the run goes on happily and ends with other weights.
+# bitwise equal on a CPU. Then it deletes one file at a time: the run goes on happily and ends with other weights.
+# save_only_model=True leaves out the same three files. group_by_length draws an epoch's order from the global generator
+# before the checkpoint's random state is restored, so in a later epoch the order is another one.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Trackers

@@ -27,7 +27,8 @@ class Setting:
     purpose: str
 
 
-# The typical values are valid together: `TrainingArguments(**typical_values())` is a complete configuration (tested).
+# The typical values are valid together: `TrainingArguments(**typical_values())` is a complete configuration where there
+# is a GPU; without one, bf16 asks for `use_cpu=True` as well (tested).
 MOST_USED = (
     Setting("optimisation", "learning_rate", 5e-5, "peak rate; 1e-5 to 5e-5 fine-tuning, 1e-4 to 1e-3 from scratch"),
     Setting("optimisation", "lr_scheduler_type", "cosine", "shape of the rate after the warm-up"),
@@ -42,7 +43,7 @@ MOST_USED = (
     Setting("batch", "train_sampling_strategy", "group_by_length", "order of the rows; 'random' unless set"),
     Setting("batch", "dataloader_num_workers", 2, "processes that collate batches ahead of time"),
     Setting("batch", "remove_unused_columns", True, "drop columns that the model's forward does not name"),
-    Setting("batch", "label_names", None, "columns that are labels; None: from the model's signature"),
+    Setting("batch", "label_names", None, "keys of the batch that are labels; None: from the model's signature"),
     Setting("precision", "bf16", True, "bfloat16 autocast: Ampere GPUs and newer, recent CPUs"),
     Setting("precision", "fp16", False, "float16 autocast with loss scaling: older GPUs"),
     Setting("precision", "activation_checkpointing", False, "recompute activations: less memory, more time"),
@@ -52,25 +53,26 @@ MOST_USED = (
     Setting("logging", "report_to", "tensorboard", "trackers: 'tensorboard', 'wandb', 'trackio', a list, 'none'"),
     Setting("logging", "run_name", "baseline", "the run's name in the tracker"),
     Setting("evaluation", "eval_strategy", "steps", "when to evaluate: 'no', 'steps' or 'epoch'"),
-    Setting("evaluation", "eval_steps", 500, "every so many optimizer steps"),
+    Setting("evaluation", "eval_steps", 500, "every so many optimizer steps; None: logging_steps"),
     Setting("evaluation", "per_device_eval_batch_size", 64, "no gradients are kept: larger than for training"),
     Setting("evaluation", "eval_accumulation_steps", 16, "move predictions to the CPU every so many batches"),
     Setting("checkpoints", "save_strategy", "steps", "when to save: 'no', 'steps', 'epoch' or 'best'"),
     Setting("checkpoints", "save_steps", 500, "every so many optimizer steps"),
     Setting("checkpoints", "save_total_limit", 2, "delete older checkpoints, never the best one"),
-    Setting("checkpoints", "load_best_model_at_end", True, "end with the best evaluated weights, not the last"),
+    Setting("checkpoints", "load_best_model_at_end", True, "reload the best step's weights, if that step was saved"),
     Setting("checkpoints", "metric_for_best_model", "eval_macro_f1", "what 'best' means; a key of the evaluation"),
     Setting("checkpoints", "greater_is_better", True, "None: True unless the metric's name ends in 'loss'"),
-    Setting("checkpoints", "push_to_hub", False, "upload every checkpoint to the hub"),
+    Setting("checkpoints", "push_to_hub", False, "upload weights and configuration at every save"),
     Setting("reproducibility", "seed", 0, "Python, NumPy, torch: weights made by model_init, order, dropout"),
-    Setting("reproducibility", "data_seed", None, "order of the rows alone; None: seed"),
+    Setting("reproducibility", "data_seed", None, "order of the rows with 'random' sampling; None: seed"),
     Setting("reproducibility", "full_determinism", False, "deterministic kernels: slower, for debugging"),
-    Setting("reproducibility", "use_cpu", True, "ignore a GPU that is there"),
+    Setting("reproducibility", "use_cpu", False, "ignore a GPU that is there"),
 )
-# Fields that name, place or report a run and cannot change a single weight.
+# Fields that name, place or report a run and cannot change a single weight. save_strategy and save_steps are not among
+# them: they decide which checkpoint load_best_model_at_end finds.
 _BOOKKEEPING = """
 output_dir run_name project report_to disable_tqdm log_level log_level_replica log_on_each_node logging_strategy
-logging_steps logging_first_step logging_nan_inf_filter include_num_input_tokens_seen save_strategy save_steps
+logging_steps logging_first_step logging_nan_inf_filter include_num_input_tokens_seen
 save_total_limit save_on_each_node save_only_model push_to_hub hub_model_id hub_token hub_strategy
 hub_private_repo hub_always_push hub_revision trackio_space_id trackio_bucket_id trackio_static_space_id
 dataloader_pin_memory skip_memory_metrics debug do_train do_eval do_predict

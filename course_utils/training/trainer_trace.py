@@ -32,6 +32,7 @@ TRAINER_METHODS = {
     "evaluate": ("evaluate", "outer"),
     "evaluation_loop": ("evaluation_loop", "outer"),
     "prediction_step": ("prediction_step", "forward"),
+    "compute_metrics": ("compute_metrics", "metrics"),  # an attribute: the function that was given, or None
     "log": ("log", "logging"),
     "_save_checkpoint": ("save_checkpoint", "checkpoint"),
     "_load_best_model": ("load_best_model", "checkpoint"),
@@ -156,6 +157,8 @@ class _Recorder:
         """Give ``obj`` a subclass of its own class in which ``methods`` are timed."""
         cls = type(obj)
         for method in methods.keys() & vars(obj).keys():
+            if not callable(vars(obj)[method]):
+                continue
             # A scheduler puts a counting ``step`` on the optimizer object itself, which hides the class's.
             self.original_attributes.append((obj, method, vars(obj)[method]))
             setattr(obj, method, self.timed(vars(obj)[method], *methods[method]))

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from course_utils.teach.solutions.lesson_03 import solution_1, solution_3
+from course_utils.teach.solutions.lesson_03 import solution_1, solution_2, solution_3
 from course_utils.training.settings import MOST_USED
 
 
@@ -44,6 +44,7 @@ WRONG = {
     "03.2": [
         (all_fields, "cannot change a weight"),
         (well_known_fields, "adam_beta2 differs too"),
+        (lambda first, second: solution_2(first, second) - {"save_steps"}, "save_steps differs too"),
         (lambda first, second: "adam_beta2", "Return a set"),
     ],
     "03.3": [

@@ -34,7 +34,7 @@ def test_groups_are_those_of_the_lesson():
 
 
 def test_typical_values_are_one_valid_configuration(tmp_path):
-    made = TrainingArguments(output_dir=str(tmp_path), **typical_values())
+    made = TrainingArguments(output_dir=str(tmp_path), **(typical_values() | {"use_cpu": True}))
     assert made.get_warmup_steps(1000) == 100
 
 
@@ -43,6 +43,10 @@ def test_default_is_what_an_instance_gets(setting, tmp_path):
     value = getattr(TrainingArguments(output_dir=str(tmp_path), report_to="none"), setting.name)
     resolved = {"report_to": [], "activation_checkpointing": False}  # "none" and None, after __post_init__
     assert getattr(value, "value", value) == resolved.get(setting.name, default_of(setting.name))
+
+
+def test_bookkeeping_leaves_out_what_decides_the_weights_a_run_ends_with():
+    assert not BOOKKEEPING & {"save_strategy", "save_steps", "load_best_model_at_end", "eval_steps", "seed"}
 
 
 def test_table_holds_installed_defaults():

@@ -103,6 +103,27 @@ def test_an_override_is_what_is_traced(tmp_path):
     assert type(trainer) is Twice
 
 
+def test_metrics_are_one_call_after_all_batches(tmp_path):
+    def share(prediction):
+        return {"share": 0.5}
+
+    trainer = make_trainer(tmp_path, compute_metrics=share)
+    with trace(trainer) as recorded:
+        found = trainer.evaluate()
+    names = [call.name for call in recorded.calls]
+    assert found["eval_share"] == 0.5 and trainer.compute_metrics is share
+    assert names.count("compute_metrics") == 1
+    assert names.index("compute_metrics") > len(names) - 1 - names[::-1].index("prediction_step")
+
+
+def test_without_metrics_none_are_traced(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with trace(trainer) as recorded:
+        trainer.evaluate()
+        assert trainer.compute_metrics is None
+    assert "compute_metrics" not in [call.name for call in recorded.calls]
+
+
 def test_unknown_step_or_name_is_one_sentence(traced):
     with pytest.raises(ValueError, match="step=9 was not traced; allowed: 0 to 3"):
         traced[1].of_step(9)

@@ -122,6 +122,7 @@ def check_differences(answer: Callable[[Any, Any], set[str]]) -> None:
             {"lr_scheduler_type": "cosine", "data_seed": 7, "logging_steps": 1},
             {"lr_scheduler_type", "data_seed"},
         ),
+        ("save_steps 500 and 100, and a save_total_limit", {"save_steps": 100, "save_total_limit": 2}, {"save_steps"}),
     )
     for given, changes, expected in cases:
         got = answer(_arguments(), _arguments(**changes))

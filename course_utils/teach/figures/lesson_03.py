@@ -23,6 +23,7 @@ KIND_COLORS = {
     "callback": COLORS["black"],
     "logging": COLORS["purple"],
     "checkpoint": COLORS["sky"],
+    "metrics": COLORS["sky"],
     "setup": "#6B6B6B",
 }
 
@@ -45,18 +46,21 @@ def timeline(calls: Sequence[Call], title: str) -> Figure:
         color = KIND_COLORS[own[0].kind]
         starts = [1e3 * (call.start - origin) for call in own]
         if own[0].kind == "callback":
-            axes.plot(starts, [row] * len(own), "D", color=color, markersize=5)
+            axes.plot(starts, [row] * len(own), "D", color=color, markersize=5, clip_on=False)
         else:
             # A call too short to see still gets a sliver.
             widths = [1e3 * max(call.seconds, 0.003 * end) for call in own]
-            axes.broken_barh(list(zip(starts, widths, strict=True)), (row - 0.36, 0.72), color=color)
+            # White edges part calls that follow each other at once; a sliver keeps its colour.
+            edges = ["white" if width > 0.012 * 1e3 * end else color for width in widths]
+            spans = list(zip(starts, widths, strict=True))
+            axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=color, edgecolors=edges, linewidth=1.2)
         text = f"{total:.2f} ms" + (f" in {len(own)} calls" if len(own) > 1 else "")
-        axes.text(1e3 * end * 1.03, row, text, va="center", fontsize=9, color="#444444")
+        axes.text(1e3 * end * 1.02, row, text, va="center", fontsize=9, color="#444444", clip_on=False)
     labels = ["   " * (depth[name] - top) + name for name in names]
     axes.set_yticks(range(len(names)), labels, fontfamily="monospace", fontsize=10, ha="left")
     # Left-aligned labels show the nesting; the padding makes room for the longest.
     axes.tick_params(axis="y", pad=7.2 * max(map(len, labels)), length=0)
-    axes.set(xlabel="time (milliseconds)", title=title, xlim=(0, 1e3 * end * 1.25), ylim=(len(names) - 0.4, -0.6))
+    axes.set(xlabel="time (milliseconds)", title=title, xlim=(0, 1e3 * end), ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -90,7 +94,7 @@ def training_curves(history: Sequence[Mapping[str, float]], best_step: int | Non
         found = [(entry["step"], entry[key]) for entry in history if key in entry]
         return [step for step, _ in found], [value for _, value in found]
 
-    figure, (left, right) = new_figure(1, 2)
+    figure, (left, right) = new_figure(1, 2, height=4.0)
     left.plot(*points("loss"), color=COLORS["sky"], label="training (mean since last log)")
     left.plot(*points("eval_loss"), "o-", color=COLORS["blue"], label="validation")
     left.set(xlabel="optimizer step", ylabel="cross entropy (nats)", title="Loss")
@@ -100,8 +104,8 @@ def training_curves(history: Sequence[Mapping[str, float]], best_step: int | Non
     for axis in (left, right):
         if best_step:
             axis.axvline(best_step, color=COLORS["black"], linestyle="--", linewidth=1.2, label="best checkpoint")
-        place = "upper right" if axis is left else "upper left"
-        axis.legend(fontsize=9.5, loc=place, frameon=True, framealpha=0.9, edgecolor="none")
+        # Below the panel: inside it the legend would lie on a curve or on the line of the best checkpoint.
+        axis.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(0, -0.2))
     return figure
 
 
@@ -149,9 +153,10 @@ def number_formats(formats: Mapping[str, Mapping[str, float]]) -> Figure:
             right.plot(ticks, [row] * len(ticks), "|", markersize=20, markeredgewidth=1.6, color=color)
     left.axvline(0, color=COLORS["black"], linewidth=1)
     left.set_yticks(range(len(formats)), list(formats))
-    left.set(xlabel="magnitude (power of ten)", title="Range (pale: subnormal)")
+    left.set(xlabel="magnitude (power of ten)", title="Range (pale: subnormal)", xticks=range(-40, 40, 20))
     right.set_yticks(range(len(formats)), [])
     right.set(xlabel="numbers that exist from 1 to 1.032", title="Precision", xlim=(0.999, 1.033))
+    right.set_xticks([1, 1.01, 1.02, 1.03])
     for axis in (left, right):
         axis.set_ylim(len(formats) - 0.5, -0.5)
     return figure
