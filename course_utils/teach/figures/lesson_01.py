@@ -55,18 +55,39 @@ def schedules(curves: Mapping[str, Sequence[float]], warmup_steps: int) -> Figur
     return figure
 
 
-def step_times(seconds: Mapping[str, float], reference: str = "torch fused") -> Figure:
-    """Horizontal bars: time of one ``optimizer.step()`` as a multiple of ``reference``'s."""
-    figure, axis = new_figure(height=0.55 * len(seconds) + 1.2)
-    names = list(seconds)[::-1]
-    ratios = [seconds[name] / seconds[reference] for name in names]
+def step_times(
+    seconds: Mapping[str, float], recorded: Mapping[str, float], machine: str, reference: str = "torch fused"
+) -> Figure:
+    """Horizontal bars: time of one ``optimizer.step()`` as a multiple of ``reference``'s; diamonds: recorded ratios.
+
+    Args:
+        seconds: version -> seconds of one step, measured now.
+        recorded: version -> multiple of ``reference``, measured earlier on ``machine``; it may hold more versions.
+    """
+    names = list(recorded | seconds)[::-1]
+    figure, axis = new_figure(height=0.55 * len(names) + 1.5)
+    ratios = [seconds[name] / seconds[reference] if name in seconds else 0 for name in names]
     colors = [COLORS["blue"] if name.startswith("own") else COLORS["grey"] for name in names]
-    bars = axis.barh(names, ratios, color=colors, height=0.62)
-    labels = [f"{ratio:.1f}x  ({seconds[name] * 1e3:.1f} ms)" for name, ratio in zip(names, ratios, strict=True)]
-    axis.bar_label(bars, labels, padding=4, fontsize=11)
+    axis.barh(names, ratios, color=colors, height=0.62)
+    axis.plot(
+        [recorded[name] for name in names if name in recorded],
+        [name for name in names if name in recorded],
+        color=COLORS["orange"],
+        marker="D",
+        markersize=8,
+        markeredgecolor=COLORS["black"],
+        linestyle="none",
+        label=f"recorded: {machine}",
+    )
+    for name, ratio in zip(names, ratios, strict=True):
+        here = f"{ratio:.1f}x  ({seconds[name] * 1e3:.1f} ms)" if name in seconds else "not timed here"
+        before = f"; recorded {recorded[name]:.1f}x" if name in recorded else ""
+        axis.text(max(ratio, recorded.get(name, 0)) + 0.2, name, here + before, fontsize=11, va="center")
     axis.axvline(1, color=COLORS["black"], linewidth=1.2, linestyle=":", zorder=0)
-    axis.set(xlim=(0, max(ratios) * 1.3), xlabel=f"time of one step, in multiples of {reference}")
-    axis.set_title("optimizer.step(): blue is ours, grey is torch's")
+    longest = max(*ratios, *recorded.values())
+    axis.set(xlim=(0, longest * 1.7), xlabel=f"time of one step, in multiples of {reference}")
+    axis.set_title("optimizer.step(), measured here: blue is ours, grey is torch's")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.42, -0.16), fontsize=11)
     axis.grid(axis="y", visible=False)
     return figure
 
@@ -91,6 +112,10 @@ def accumulation_bug(counts: Sequence[int], errors: Mapping[str, Sequence[float]
         right.semilogy(range(1, len(values) + 1), values, marker=marker, color=COLORS[color], label=name)
     right.set(xlabel="window", ylabel="relative gradient error", title="Against the big batch")
     right.set_xticks(range(1, len(next(iter(errors.values()))) + 1))
+    wrong, exact = errors["loss / k"], errors["all targets"]
+    right.text(1, max(wrong) * 4, f"{min(wrong):.0%} to {max(wrong):.0%}", fontsize=11)
+    right.text(1, max(exact) * 4, "rounding", fontsize=11)
+    right.set_ylim(min(exact) / 30, max(wrong) * 200)
     right.legend(loc="center right")
     return figure
 
@@ -112,13 +137,34 @@ def training_curve(history: Sequence[Mapping[str, float]], max_grad_norm: float,
         linestyle="--",
         label="validation",
     )
-    top.set(ylabel="loss (nats)", title="Loss")
+    top.set(ylabel="loss (nats: natural log)", title="Loss")
     top.legend()
     norms = [record["grad_norm"] for record in history]
-    bottom.plot(steps, norms, color=COLORS["green"], linewidth=1)
+    bottom.semilogy(steps, norms, color=COLORS["green"], linewidth=1)
     bottom.axhline(max_grad_norm, color=COLORS["black"], linewidth=1.2, linestyle=":", label="clipped above this")
-    bottom.set(xlabel="optimizer step", ylabel="norm", title="Gradient norm before clipping", ylim=(0, None))
+    bottom.set(xlabel="optimizer step", ylabel="gradient norm (L2)", title="Gradient norm before clipping")
     bottom.legend(loc="upper right")
+    return figure
+
+
+def score_bars(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Accuracy and macro-F1 of several models, side by side; several runs of a model show as dots on their mean.
+
+    Args:
+        scores: model -> one ``{"accuracy": ..., "macro_f1": ...}`` per run, each between 0 and 1.
+    """
+    figure, axes = new_figure(1, 2, height=3.2, sharey=True)
+    names = list(scores)[::-1]
+    for axis, score, title in zip(axes, ("accuracy", "macro_f1"), ("Accuracy", "Macro-F1"), strict=True):
+        values = [[run[score] for run in scores[name]] for name in names]
+        means = [sum(runs) / len(runs) for runs in values]
+        bars = axis.barh(names, means, height=0.6, color=[COLORS["blue"], *[COLORS["grey"]] * (len(names) - 1)])
+        axis.bar_label(bars, [f"{mean:.3f}" for mean in means], padding=10)
+        for name, runs in zip(names, values, strict=True):
+            if len(runs) > 1:
+                axis.plot(runs, [name] * len(runs), "o", color=COLORS["black"], markersize=4)
+        axis.set(xlim=(0, 0.9), title=title)
+        axis.grid(axis="y", visible=False)
     return figure
 
 
