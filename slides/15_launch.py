@@ -150,7 +150,7 @@ assert {name: round(state(name), 1) for name in stated} == stated
 # | **activations** | tokens $\times$ layers $\times$ about $50\,h$ |
 # | **logits** | tokens $\times$ vocabulary $\times\, 12$ |
 #
-# More GPUs change none of these.
+# No sharding divides these.
 #
 # > Their maxima do not meet: adding them up refuses runs that fit.
 
@@ -159,12 +159,14 @@ tightest = plan(example).memory
 tokens = example.micro_batch * example.sequence_length
 assert round(tightest["activations"] / (tokens * shape.num_hidden_layers * shape.hidden_size), -1) == 50
 assert tightest["logits"] == 12 * tokens * shape.vocab_size
+assert [plan(example.but(nodes=n)).moments["loss"]["whole gradients"] for n in (2, 4, 8)] == [2 * psi, 2 * psi, 0]
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # A sixteenth of a weight matrix computes nothing: FSDP gathers a layer, computes, frees it, and fetches the next one
 # meanwhile. With accumulation FSDP2 adds up whole gradients and reduces once: 2 bytes x 8.19 billion = 15 GiB,
-# whatever the number of GPUs. Quiz question 1. Checkpointing keeps 2h per token and layer instead, for about a third
-# more computing. Logits: 4096 tokens x 151,936 words x 12 bytes = 7 GiB for one sequence.
+# however many GPUs share the state. Only at accumulation 1 are they gone: here with 8 machines. Quiz question 1.
+# Checkpointing keeps 2h per token and layer instead, for about a third more computing. Logits: 4096 tokens x 151,936
+# words x 12 bytes = 7 GiB for one sequence.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Every strategy, and the GPU's limit
@@ -172,6 +174,8 @@ assert tightest["logits"] == 12 * tokens * shape.vocab_size
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 plans = [one for one in strategies(example) if one.spec.offload == "none"]
 assert [one.name for one in plans if not one.fits] == ["DDP"]
+zero3 = next(one for one in plans if one.name == "ZeRO-3")
+assert 0.7 < (zero3.memory["activations"] + zero3.memory["logits"]) / zero3.total < 0.8  # said in the notes
 teach.show(
     figures.strategy_memory(plans),
     alt="Stacked memory of one GPU per strategy, with the GPU's limit as a line. DDP needs several times the limit, "
@@ -180,10 +184,10 @@ teach.show(
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Qwen3-8B on 2 x 8 H100, at the tightest moment of a step. Those that fit first, the fastest on top; offload is left
-# out here. Look at DDP: blue, sky and green alone are beyond the line. Then at ZeRO-3: nearly all of it is
-# activations and logits, which no sharding divides. Is it true? The lesson measures a small Qwen3 with torch's
-# MemTracker under FakeTensorMode: state exact, the rest within a tenth. DeepSpeed's own estimator counts the state
-# only, less than half of what the run needs.
+# out here. Look at DDP: blue, sky and green alone are beyond the line. Then at ZeRO-3: three quarters of it are
+# activations and logits, which no sharding divides. FSDP2 has whole gradients on top, for accumulation. Is it true?
+# The lesson measures a small Qwen3 with torch's MemTracker under FakeTensorMode: state exact, the rest within 5%.
+# DeepSpeed's own estimator has no activations: less than half of what the run needs.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How fast, and at what cost
@@ -204,8 +208,9 @@ print(f"{max_steps} steps: {fast.hours:.2f} h x {gpus} GPUs x ${example.price:g}
 # %% [markdown] slideshow={"slide_type": "notes"}
 # 6 per weight: 2 forward, 2 + 2 backward. P are the weights of matrix multiplications, the second term is causal
 # attention over T tokens in L layers (PaLM, appendix B). Waiting: for the network, for host memory. MFU is tokens per
-# second x FLOPs per token / peak: measure yours in the first hundred steps and put it into the spec. Everything here
-# is a comparison, not a promise: no data loading, no stragglers. The price per GPU and hour is an assumption of ours.
+# second x FLOPs per token / peak: measure yours in the first hundred steps and put it into the spec. It does not
+# count what checkpointing computes again: with it a run shows a quarter less. Everything here is a comparison, not a
+# promise: no data loading, no stragglers. The price per GPU and hour is an assumption of ours.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Communication counts where it does not hide
@@ -223,14 +228,16 @@ slow = on_network(12.5)
 assert min((one for one in slow if one.fits), key=lambda one: one.speed.step).name == "FSDP2 + 2 replicas"
 teach.show(
     time_figures.step_times({"400 GB/s per machine": on_network(400.0), "12.5 GB/s per machine": slow}),
-    alt="Time of a step per strategy on two networks. On the fast one all bars are nearly all computing. On the slow "
-    "one waiting for communication makes up most of each bar; FSDP2 with two replicas waits least of all that fit.",
+    alt="Time of a step per strategy on two networks. On the fast one only DDP visibly waits. On the slow one waiting "
+    "is most of every bar except FSDP2 with two replicas, which does not wait at all.",
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Same run, two networks. Volumes per step in parameters, with g micro-batches: DDP 2, ZeRO-3 3g, FSDP2 2g + 1. On the
-# left nearly everything hides behind computing. On the right, 100 Gb/s, it does not. HSDP, replicas=2, shards inside
-# each machine and only adds up gradients between them: the fastest that fits. DDP's bar is for comparison only.
+# Same run, two networks. Volumes per step in parameters, with g micro-batches: DDP 2, ZeRO-1 3, ZeRO-2 and FSDP2 2g +
+# 1, ZeRO-3 3g. ZeRO-1 and 2 send more than in the paper, 2 and g + 1, because DeepSpeed all-reduces by default. On
+# the left nearly everything hides behind computing. On the right, 100 Gb/s, it does not. HSDP, replicas=2, shards
+# inside each machine and only adds up gradients between them: the fastest that fits. DDP's bar is for comparison
+# only.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One spec, many files
@@ -258,8 +265,8 @@ assert {"sagemaker_v3.py", "sagemaker_v2.py", "sagemaker_entry.py", "ray_train.p
 # %% [markdown] slideshow={"slide_type": "notes"}
 # render gives texts, write puts them into a folder, all or nothing. With ZeRO there are deepspeed.json, deepspeed.sh
 # and a hostfile, too. SLURM, Kubernetes and SkyPilot set three variables and call the same torchrun.sh, so there is
-# one place that can be wrong. Warn about SageMaker: its default time limit is one hour, and it keeps only what lies
-# in its own folders. No secrets in files: tokens come from the environment.
+# one place that can be wrong. Warn about SageMaker: SDK 3 stops a job after one hour unless told otherwise (SDK 2:
+# one day), and it keeps only what lies in its own folders. No secrets in files: tokens come from the environment.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## torchrun: the same line on every machine
@@ -288,13 +295,15 @@ print("\n".join(lines_between("torchrun.sh", "command=(", '"--master-port')))
 # | checkpoints | full, local, sharded | full, sharded |
 # | layer classes | `"A,B"`, never a list | the same |
 #
-# > Each accepts the other's words, says nothing, and uses its default.
+# > Each accepts the other's **sharding** key, says nothing, and uses its default.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The most frequent cause of the right-hand failure: a YAML from an older tutorial with fsdp_version: 2 added. A list
-# of classes looks like YAML; accelerate splits one string at commas, and the list becomes its own text. And
-# TrainingArguments calls some of the same things by yet other names: fsdp_offload_params here, cpu_offload there.
-# rdzv_backend and same_network are ignored in the file: they are flags.
+# FSDP1 is deprecated: transformers 5 warns whenever it is used and announces its removal. Not every foreign word is
+# silent: FSDP2 warns about backward_prefetch, and LOCAL_STATE_DICT raises. The most frequent cause of the right-hand
+# failure: a YAML from an older tutorial with fsdp_version: 2 added. A list of classes looks like YAML; accelerate
+# splits one string at commas, and the list becomes its own text. And TrainingArguments calls some of the same things
+# by yet other names: fsdp_offload_params here, cpu_offload there. rdzv_backend and same_network are ignored in the
+# file: they are flags.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## SLURM: a job that comes back
@@ -311,7 +320,7 @@ assert "'export NODE_RANK=$SLURM_PROCID; exec bash -- \"$0\"'" in files["slurm.s
 # 3. `scontrol requeue`, but only if something new was saved
 # 4. The same command **resumes** from the last complete checkpoint
 #
-# > `$SLURM_PROCID` outside `srun` is 0 on every machine: the job hangs.
+# > Read outside `srun`, `$SLURM_PROCID` is 0 for all machines: the job hangs.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # B:USR1@120: two minutes before the end the batch script gets USR1. torchrun itself would die of it, so torchrun.sh
@@ -351,7 +360,7 @@ assert len(batches) >= 6 and all(row.same for row in rows)
 # | `dp_replicate_size`, prefix forgotten | 2 replicas | 1 |
 # | `fsdp_offload_params` in `fsdp.json` | offload | none |
 # | `rdzv_backend` in the YAML | c10d | the default |
-# | 16 processes on 3 machines | 16 ranks | 15 |
+# | `num_processes: 16`, 3 machines with 6 GPUs | 18 ranks | 15 |
 
 # %% slideshow={"slide_type": "skip"}
 base = Spec(model="Qwen/Qwen3-0.6B", nodes=2, gpus_per_node=8)
@@ -388,9 +397,8 @@ scratch.cleanup()
 # %% [markdown] slideshow={"slide_type": "notes"}
 # One edit each to a good file, planted and resolved when this deck was built. The launcher accepts all seven. Rows 3
 # and 4 raise in the ranks, after the queue; with the others nothing warns and the loss falls. Row 2 is the most
-# frequent one, row 4 would change the effective batch with tensor parallelism, and in row 7 accelerate rounds 16/3 down
-# to 5 per machine: one GPU is rented for nothing, and the learning rate was tuned for another batch. Exercises 15.1 to
-# 15.3 are three broken files of this kind.
+# frequent one. In row 7 accelerate rounds 16/3 down to 5 per machine: three GPUs idle, and the learning rate was
+# tuned for another batch. Exercises 15.1 to 15.3 are three broken files of this kind.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Run here what you will run there
@@ -428,11 +436,11 @@ scratch.cleanup()
 # > Measured: one training, equal to the last bit. Choose by code and features.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The lesson trains the same classifier with both. Losses equal within 1e-5 at first; the last bit goes where the norms
-# are added up in another order for clipping. One override of three lines makes the runs bitwise equal. The last row
-# but one is lesson 01's bug for ragged batches: a loss of 2.0 accumulated over 4 counts 0.5, whatever its number of
-# targets. The last: from_pretrained returns evaluation mode, and Lightning leaves it so. Models of the hub: Trainer.
-# An unusual step: Lightning. The launch files are the same.
+# The lesson trains the same classifier with both. Losses equal within 1e-5 at first; the last bit goes where the
+# norms are added up in another order for clipping. One override of three lines makes the runs bitwise equal. The last
+# row but one is lesson 01's bug for ragged batches: a loss of 2.0 accumulated over 4 counts 0.5, whatever its number
+# of targets. The last: from_pretrained returns evaluation mode, and Lightning leaves it so. Models of the hub:
+# Trainer. An unusual step: Lightning. The launch files are the same.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The last cell writes your run
@@ -449,9 +457,9 @@ scratch.cleanup()
 # > After every edit by hand: `python -m course_utils.launch check launch`
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Put your own model and machines into the parameters cell, run all, or use this command. Files of an earlier run are
-# replaced; a folder that holds anything else is refused. Without a notebook: python -m course_utils.launch plan,
-# write, check. Exit code 1 means that it does not fit, or that a file differs.
+# Put your own model, machines and data into the parameters cell, run all, or use this command. Files of an earlier
+# run are replaced; a folder that holds anything else is refused. Without a notebook: python -m course_utils.launch
+# plan, write, check. Exit code 1 means that it does not fit, or that a file differs.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Your turn

@@ -89,7 +89,7 @@ class Spec(BaseModel):
     image: str = of("pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime", "container image (Kubernetes, SkyPilot)")
     # the bill
     price: float | None = of(None, "price of one GPU for an hour; None: no cost is computed", "$/hour", ge=0)
-    mfu: float = of(0.4, "share of the GPU's peak the matrix multiplications are assumed to reach", gt=0, le=1)
+    mfu: float = of(0.4, "assumed share of the GPU's peak (MFU), without counting recomputation", gt=0, le=1)
 
     def __init__(self, /, **values: Any) -> None:
         try:
