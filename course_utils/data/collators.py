@@ -57,8 +57,8 @@ def sample_spans(
     """Draw the spans that span corruption hides from a text of ``length`` tokens.
 
     The number of hidden tokens and of spans is fixed (rounded), only their places and lengths are random: Raffel et al.
-    2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", section 3.1.4 (15% of
-    the tokens, mean span length 3). Between two spans stands at least one kept token, so that no two spans touch.
+    2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer" (15% of the tokens, mean
+    span length 3). Between two spans stands at least one kept token, so that no two spans touch.
     One difference to the paper's published code: there every text ends with a hidden span, which matters little for
     512 tokens with 26 spans, but would hide the end, and only the end, of a sentence with a single span. Here all
     places are equally likely.

@@ -1,8 +1,9 @@
 """Packing: several documents in one row instead of padding (lesson 02).
 
-Packed documents must not see each other. Three things keep them apart: position ids that start again at 0, labels whose
-first token of each document is -100 (else a document's last token is trained to predict the next one's first), and an
-attention mask that is block diagonal.
+Packed documents must not see each other. An attention mask that is block diagonal keeps them apart. The first token of
+each document has the label -100, or a document's last token would be trained to predict the next one's first. Position
+ids start again at 0: learned absolute positions need it; rotary ones are relative and would not notice; transformers
+recognises documents by it where no mask is given.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def document_mask(document_ids: Tensor, dtype: torch.dtype = torch.float32) -> T
     """The causal mask that keeps packed documents apart, to be passed as ``attention_mask``.
 
     Additive: 0 where a query may look, the dtype's lowest number elsewhere. A boolean mask means the same to SDPA, but
-    the eager attention of transformers adds it to the scores as 0 and 1 and hides nothing.
+    the eager attention of transformers adds it to the scores as 0 and 1 and hides nothing, not even the future.
 
     Args:
         document_ids: (B, L); equal numbers belong together.
