@@ -1,21 +1,24 @@
 """What the Trainer adds to a bare loop, as a ratio of times per optimizer step.
 
-    python bench/bench_trainer.py                  # a tiny and the course's classifier
-    python bench/bench_trainer.py --steps 100 --rounds 9
-    python bench/bench_trainer.py --device cuda
+    python bench/bench_trainer.py                  # two minutes on two cores; writes bench/results/trainer.json
+    python bench/bench_trainer.py --steps 100 --rounds 9 --out /tmp/try.json
+    python bench/bench_trainer.py --device cuda    # prints; the file holds a CPU's numbers
 
 Both train the same model on the same rows in the same order with the same optimizer kernel. They take turns; the time
 between the ends of two steps is noted and the median counts, so setting up is left out. The Trainer neither logs,
-evaluates nor saves: what is left is its bookkeeping around each step.
+evaluates nor saves: what is left is its bookkeeping around each step. Its counter of operations is timed alone: it
+walks through the parameter tensors, so a deep model pays more than a wide one.
 """
 
 import argparse
 import itertools
+import json
 import os
 import platform
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -29,8 +32,10 @@ from course_utils.training.optim import parameter_groups
 from course_utils.training.settings import quiet_trainer
 
 MODELS = {
-    "1 layer x 64 (0.5M)": {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64},
-    "4 layers x 128 (1.7M)": {},
+    "1 layer x 64": {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64},
+    "1 layer x 512": {"num_hidden_layers": 1, "hidden_size": 512, "intermediate_size": 64},
+    "12 layers x 64": {"num_hidden_layers": 12, "hidden_size": 64, "intermediate_size": 64},
+    "the course's classifier": {},
 }
 
 
@@ -79,17 +84,28 @@ def steps_of_loop(sizes, rows, count, device):
     return [after - before for before, after in itertools.pairwise(times)]
 
 
+def counter_milliseconds(sizes, device, folder):
+    """Parameters, parameter tensors, and the median time of one count of floating point operations."""
+    trainer = quiet_trainer(load_classifier(10, **sizes), folder, use_cpu=device == "cpu")
+    batch, times = {"input_ids": torch.zeros(32, 24, dtype=torch.long)}, []
+    for _ in range(100):
+        start = time.perf_counter()
+        trainer.floating_point_ops(batch)
+        times.append(time.perf_counter() - start)
+    return trainer.model.num_parameters(), len(list(trainer.model.parameters())), 1e3 * statistics.median(times)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of one run (default: 60)")
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each (default: 5)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "trainer.json")
     settings = parser.parse_args()
 
     teach.start()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'model':24} {'loop':>9} {'Trainer':>9} {'ratio':>7}   per step of 32 rows x 24 tokens")
-    rows = make_rows(640)
+    rows, results = make_rows(640), []
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in MODELS.items():
             of_loop, of_trainer = [], []
@@ -97,7 +113,14 @@ def main():
                 of_loop += steps_of_loop(sizes, rows, settings.steps, settings.device)
                 of_trainer += steps_of_trainer(sizes, rows, settings.steps, settings.device, folder)
             loop, trainer = 1e3 * statistics.median(of_loop), 1e3 * statistics.median(of_trainer)
-            print(f"{name:24} {loop:6.1f} ms {trainer:6.1f} ms {trainer / loop:7.2f}")
+            parameters, tensors, counter = counter_milliseconds(sizes, settings.device, folder)
+            row = {"model": name, "parameters": parameters, "tensors": tensors, "loop_ms": round(loop, 1)}
+            row |= {"trainer_ms": round(trainer, 1), "ratio": round(trainer / loop, 2), "counter_ms": round(counter, 2)}
+            print(json.dumps(row))
+            results.append(row)
+    if settings.device == "cpu":
+        found = {"cores": os.cpu_count(), "step": "32 rows x 24 tokens", "rows": results}
+        settings.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
