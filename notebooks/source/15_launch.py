@@ -725,7 +725,25 @@ assert set(batches.values()) == {example.effective_batch} and len(batches) >= 2
 # launchers read resolves to what was asked:
 
 # %%
+import logging
+import warnings
+from unittest import mock
+
+from transformers import training_args
+
 from course_utils.launch import check_launchers
+
+
+def resolve(spec):
+    """The check's rows of the written files, and what all tools say meanwhile, be they made quiet or not."""
+    heard = []
+    loud = mock.patch.object(logging.Logger, "isEnabledFor", lambda self, level: level >= logging.WARNING)
+    listen = mock.patch.object(logging.Logger, "callHandlers", lambda self, said: heard.append(said.getMessage()))
+    fsdp1 = mock.patch.object(training_args.logger, "warning", heard.append)  # that it is deprecated
+    with warnings.catch_warnings(record=True) as caught, loud, listen, fsdp1:
+        warnings.simplefilter("always")
+        rows = check_launchers.rows(spec, place / "launch")
+    return rows, heard + [str(warning.message) for warning in caught]
 
 
 def settings_of(text):
@@ -735,12 +753,13 @@ def settings_of(text):
 for strategy_name in ("ddp", "fsdp1", "zero1", "zero2", "zero3"):
     other = example.but(strategy=strategy_name)
     write(other, place / "launch", overwrite=True)
-    found = check_launchers.rows(other, place / "launch")
+    found, said = resolve(other)
     print(f"{strategy_name}: {len({row.file for row in found})} files, all as asked: {all(row.same for row in found)}")
     known = settings_of(files["accelerate.yaml"])
     print(*(f"    {line}" for line in settings_of(render(other)["accelerate.yaml"]) if line not in known), sep="\n")
     assert {row.resolved for row in found if row.field == "strategy"} == {strategy_name}
     assert all(row.same for row in found)
+    assert any("FSDP1" in text and "deprecated" in text for text in said) == (strategy_name == "fsdp1")
 
 # %% [markdown]
 # From a terminal the same check is `python -m course_utils.launch check launch`; its exit code is 1 if anything
@@ -947,9 +966,6 @@ print("steps:", of_trainer.state.global_step)
 # Lightning. Its remarks on devices and its tips are switched off first.
 
 # %%
-import logging
-import warnings
-
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
@@ -1115,20 +1131,6 @@ assert part.closure_loss.item() == 0.5
 
 
 # %%
-from unittest import mock
-
-
-def resolve(spec):
-    """The check's rows of the written files, and what all tools say meanwhile, be they made quiet or not."""
-    heard = []
-    loud = mock.patch.object(logging.Logger, "isEnabledFor", lambda self, level: level >= logging.WARNING)
-    listen = mock.patch.object(logging.Logger, "callHandlers", lambda self, said: heard.append(said.getMessage()))
-    with warnings.catch_warnings(record=True) as caught, loud, listen:
-        warnings.simplefilter("always")
-        rows = check_launchers.rows(spec, place / "launch")
-    return rows, heard + [str(warning.message) for warning in caught]
-
-
 def with_fault(spec, file, old, new, shown):
     """Replace `old` by `new` in a good file; print what differs then, as the file's own tool resolves it."""
     write(spec, place / "launch", overwrite=True)
