@@ -19,13 +19,16 @@ _FONT_WIDTH = 0.14  # of a monospaced character, in the boxes' unit
 
 
 def token_grids(batches: dict[str, list[np.ndarray]], width: int) -> Figure:
-    """Batches drawn token by token: blue is text, grey is padding.
+    """Batches drawn token by token: blue is text, grey is padding; the titles give the share of padding drawn.
 
     Args:
         batches: for each strategy its batches, each ``(B, L)`` of document numbers, -1 on padding.
         width: tokens on the horizontal axis.
     """
-    figure, axes = new_figure(1, len(batches), height=4.0, sharey=True)
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    figure, axes = new_figure(1, len(batches), height=4.2, sharey=True)
     for axis, (name, grids) in zip(np.atleast_1d(axes), batches.items(), strict=True):
         top, cells, padding = 0, 0, 0
         for grid in grids:
@@ -35,11 +38,16 @@ def token_grids(batches: dict[str, list[np.ndarray]], width: int) -> Figure:
             top += len(grid) + 1.5
             cells, padding = cells + grid.size, padding + int((grid < 0).sum())
         axis.set(xlim=(0, width), xlabel="position (tokens)")
-        axis.set_title(f"{name}\n{padding / cells:.0%} padding", fontsize=11)
+        axis.set_title(f"{name}\nthese: {padding / cells:.0%} padding", fontsize=11)
         axis.grid(False)
         axis.set_yticks([])
     lowest = max(sum(len(g) + 1.5 for g in grids) for grids in batches.values())
     np.atleast_1d(axes)[0].set(ylim=(lowest, 0), ylabel="rows, batch after batch")
+    figure.legend(
+        [Patch(color=_PADDING), tuple(Patch(color=shade) for shade in _SHADES)],
+        ["padding", "text; shades: the documents of a packed row"],
+        handler_map={tuple: HandlerTuple(ndivide=None)}, loc="outside lower center", ncols=2, fontsize=10,
+    )  # fmt: skip
     return figure
 
 
@@ -156,17 +164,18 @@ def span_corruption(
 
 
 def attention_masks(masks: dict[str, np.ndarray], boundaries: Sequence[int]) -> Figure:
-    """Who sees whom in a packed row: ``masks[title]`` (L, L), [query, key], weights or 0/1; lines between documents."""
+    """Who may look at whom in a packed row: ``masks[title]`` (L, L), [query, key], 0/1; lines between documents."""
     figure, axes = new_figure(1, len(masks), height=4.0, sharey=True)
     for axis, (title, mask) in zip(np.atleast_1d(axes), masks.items(), strict=True):
-        image = axis.imshow(mask, cmap="Blues", vmin=0)
+        image = axis.imshow(mask, cmap="Blues", vmin=0, vmax=1.4)  # not the darkest blue: the lines must stand out
         for place in boundaries:
-            axis.axhline(place - 0.5, color=COLORS["red"], linewidth=1)
-            axis.axvline(place - 0.5, color=COLORS["red"], linewidth=1)
+            axis.axhline(place - 0.5, color=COLORS["orange"], linewidth=2)
+            axis.axvline(place - 0.5, color=COLORS["orange"], linewidth=2)
         axis.set(title=title, xlabel="key (position in the row)")
         axis.grid(False)
     np.atleast_1d(axes)[0].set_ylabel("query (position in the row)")
-    figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
+    bar = figure.colorbar(image, ax=axes, label="may look: 1", shrink=0.8, ticks=[0, 1], boundaries=[-0.5, 0.5, 1.5])
+    bar.ax.tick_params(length=0)
     return figure
 
 
