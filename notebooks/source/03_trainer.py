@@ -518,8 +518,9 @@ except ValueError as error:
 
 # %%
 renamed_help = TrainingArguments.__dataclass_fields__["gradient_checkpointing"].metadata["help"]
-print("gradient_checkpointing:", renamed_help)
-assert renamed_help.startswith("Deprecated alias of `activation_checkpointing`")
+is_alias = renamed_help.startswith("Deprecated alias of `activation_checkpointing`")
+print("gradient_checkpointing is the old name of activation_checkpointing:", is_alias)
+assert is_alias
 assert default_of("optim") == "adamw_torch_fused" and default_of("report_to") == "none"
 assert is_argument("num_items_in_batch", of=Trainer.compute_loss)
 
