@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from statistics import mean
 
+import record
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -99,7 +100,7 @@ def main():
         report["compared"].append({"changes": changes, "validation_mean": averages, "runs": runs})
         print(json.dumps(report["compared"][-1]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    record.write(arguments.out, report)
 
 
 if __name__ == "__main__":

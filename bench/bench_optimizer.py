@@ -12,14 +12,13 @@ bench/results/optimizer.json is written only when all six versions were there, o
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import record
 import torch
 from torch import nn
 
@@ -58,22 +57,6 @@ def largest_difference(cls, steps=200):
     return max((p - q).abs().max().item() for p, q in zip(ours, theirs, strict=True))
 
 
-def processor():
-    """The name of the CPU where the system tells it (Linux), else its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def write(path, report):
-    """Under a temporary name first: whoever reads at this moment finds the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200, help="measured steps of each version (default: 200)")
@@ -103,7 +86,9 @@ def main():
     steps = {name: (lambda o=optimizer: timed_step(o)) for name, optimizer in optimizers.items()}
     medians = interleaved_medians(steps, settings.rounds)
     size = sum(p.numel() for group in optimizers["torch fused"].param_groups for p in group["params"])
-    where = torch.cuda.get_device_name() if device != "cpu" else f"{processor()}, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name() if device != "cpu" else f"{record.processor()}, {torch.get_num_threads()} threads"
+    )
     print(f"optimizer.step(), {size:,} parameters, median of {settings.rounds} interleaved rounds, {where}")
     print(f"{'version':16}{'ms':>8}{'x fused':>10}")
     for name, seconds in medians.items():
@@ -114,11 +99,11 @@ def main():
             differences[name] = largest_difference(cls)
             print(f"{name}: largest difference from torch.optim.AdamW, float64, 200 steps: {differences[name]:.1e}")
     if "own compiled" in medians and device == "cpu":
-        report = {"machine": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        report = {"machine": record.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
         report |= {"parameters": size, "rounds": settings.rounds, "fused_ms": round(medians["torch fused"] * 1e3, 3)}
         report["ratio_to_fused"] = {name: round(s / medians["torch fused"], 2) for name, s in medians.items()}
         report["largest_difference_float64"] = differences
-        write(settings.out, report)
+        record.write(settings.out, report)
     if settings.check and medians.get("own compiled", 0) > GOAL * medians["torch fused"]:
         sys.exit(f"own compiled takes more than {GOAL} x torch fused")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
+import record
 import torch
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, set_seed
@@ -186,7 +187,7 @@ def main():
     text = text_without(data)
     report = {
         "machine": {
-            "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "processor": record.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "python": platform.python_version(), "torch": torch.__version__,
         },
         "pretraining": {"steps": arguments.steps, "batch_size": BATCH_SIZE, "paragraphs": len(text), "runs": []},
@@ -216,17 +217,7 @@ def main():
                     report["results"].append({"task": task, "labels": labels, "start": start, "seed": seed} | scores)
                     print(report["results"][-1], flush=True)
     report["compared"] = compared(right)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def processor() -> str:
-    """The processor's name as Linux reports it, or the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
+    record.write(arguments.out, report)
 
 
 if __name__ == "__main__":

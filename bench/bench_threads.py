@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import record
+
 SPINS = (0, 500, 5_000)
 STEPS, ROUNDS = 40, 3
 
@@ -79,7 +81,7 @@ def main() -> None:
     ]
     for row in rows:
         print(json.dumps(row))
-    arguments.out.write_text(json.dumps({"cores": cores, "unit": "one thread, alone", "rows": rows}, indent=1) + "\n")
+    record.write(arguments.out, {"cores": cores, "unit": "one thread, alone", "rows": rows})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import record
 import torch
 from transformers import TrainerCallback, default_data_collator, set_seed
 
@@ -119,8 +120,7 @@ def main():
             print(json.dumps(row))
             results.append(row)
     if settings.device == "cpu":
-        found = {"cores": os.cpu_count(), "step": "32 rows x 24 tokens", "rows": results}
-        settings.out.write_text(json.dumps(found, indent=1) + "\n")
+        record.write(settings.out, {"cores": os.cpu_count(), "step": "32 rows x 24 tokens", "rows": results})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ GRACE = 5.0  # seconds the other ranks get to end by themselves when one has fai
 
 def free_ports(count: int) -> list[int]:
     """``count`` different TCP ports that nobody on this machine uses at the moment, out of ``PORTS``."""
-    candidates = random.SystemRandom().sample(PORTS, len(PORTS))  # the seeded generator would give all runs the same
+    candidates = random.Random().sample(PORTS, len(PORTS))  # the global, seeded generator would give all runs the same
     return list(islice(filter(_is_free, candidates), count))
 
 
