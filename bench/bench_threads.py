@@ -1,6 +1,6 @@
 """How a waiting OpenMP thread should wait: the step of lesson 01's model, alone and beside a second such program.
 
-    python bench/bench_threads.py     # about three minutes on two cores; writes bench/results/threads.json
+    python bench/bench_threads.py     # about four minutes on two cores; writes bench/results/threads.json
 
 `GOMP_SPINCOUNT` says how often GNU's runtime looks for new work before it sleeps: 0 is OMP_WAIT_POLICY=PASSIVE, 300,000
 is what it does when nothing is set. Every number is a ratio to PASSIVE with one thread, measured in the same run.
@@ -18,7 +18,7 @@ from statistics import median
 
 import record
 
-SPINS = (0, 500, 5_000)
+SPINS = (0, 500, 1_000, 5_000)
 STEPS, ROUNDS = 40, 3
 
 

@@ -260,7 +260,7 @@ def steps_of_loop(count):
 
 
 # %% tags=["nbval-ignore-output"]
-rounds = [(steps_of_trainer(25), steps_of_loop(25)) for _ in range(3)]
+rounds = [(steps_of_trainer(25), steps_of_loop(25)) for _ in range(2)]
 of_trainer, of_loop = (1e3 * min(sum(column, [])) for column in zip(*rounds, strict=True))
 print(f"per step: loop {of_loop:.1f} ms, Trainer {of_trainer:.1f} ms, ratio {of_trainer / of_loop:.2f}")
 assert 0.5 < of_trainer / of_loop < 3
@@ -836,8 +836,27 @@ again = trainer.evaluate()
 print("the model in memory has the best macro-F1:", again["eval_macro_f1"] == trainer.state.best_metric)
 assert again["eval_macro_f1"] == trainer.state.best_metric
 
+# %% [markdown]
+# `predict` is `evaluate` that also returns the logits, one row per example.
+#
+# Careful: with `group_by_length` the rows are not in the data set's order, here too. `label_ids` is reordered with
+# them, your texts are not, so `zip(rows, predictions)` pairs strangers and raises nothing. Under another sampling
+# strategy an evaluation on one device keeps the order:
+
+# %%
+labels_in_order = list(some_rows["label"])
+for strategy, wanted in (("group_by_length", False), ("random", True)):
+    trainer.args.train_sampling_strategy = strategy
+    found = list(trainer.predict(some_rows).label_ids)
+    print(f"{strategy:15} predictions in the data set's order: {found == labels_in_order}")
+    assert (found == labels_in_order) == wanted and sorted(found) == sorted(labels_in_order)
+
+# %% [markdown]
+# So the test rows come now, with "random", in their order:
+
 # %% tags=["nbval-ignore-output"]
 test = trainer.predict(test_rows)
+assert list(test.label_ids) == list(test_rows["label"])
 print({key: round(value, 3) for key, value in test.metrics.items() if key in ("test_accuracy", "test_macro_f1")})
 if max_steps >= 500 and source == "local":
     assert test.metrics["test_accuracy"] >= 0.62 and test.metrics["test_macro_f1"] >= 0.48
@@ -845,26 +864,10 @@ else:
     print("run too short (or not local) to judge")
 
 # %% [markdown]
-# `predict` is `evaluate` that also returns the logits: `test.predictions` has one row per example.
-#
-# Careful: with `group_by_length` the rows are not in the data set's order, here too. `test.label_ids` is reordered with
-# them, your texts are not, so `zip(test_rows, test.predictions)` pairs strangers and raises nothing. Under another
-# sampling strategy an evaluation on one device keeps the order.
-
-# %%
-in_order = list(test.label_ids) == list(test_rows["label"])
-print("predictions in the data set's order:", in_order)
-assert not in_order and sorted(test.label_ids) == sorted(test_rows["label"])
-trainer.args.train_sampling_strategy = "random"
-ordered = trainer.predict(test_rows)
-print("with 'random':", list(ordered.label_ids) == list(test_rows["label"]))
-assert list(ordered.label_ids) == list(test_rows["label"])
-
-# %% [markdown]
-# Now every prediction belongs to its row, and we can ask whether long rows are easier.
+# Every prediction belongs to its row, and we can ask whether long rows are easier.
 
 # %% tags=["nbval-ignore-output"]
-logits, labels = torch.tensor(ordered.predictions), torch.tensor(ordered.label_ids)
+logits, labels = torch.tensor(test.predictions), torch.tensor(test.label_ids)
 losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")  # (N,)
 lengths = torch.tensor([len(ids) for ids in test_rows["input_ids"]])
 is_long = lengths > lengths.median()
@@ -954,6 +957,7 @@ def saved_and_evaluated(strategy):
         some_rows,
         data_collator=collate,
         max_steps=7,
+        per_device_eval_batch_size=100,
         learning_rate=0.0,
         eval_strategy="steps",
         eval_steps=2,
@@ -998,6 +1002,51 @@ ratio = (checkpoint / "optimizer.pt").stat().st_size / (checkpoint / "model.safe
 print(f"optimizer / weights: {ratio:.1f}")
 
 # %% [markdown]
+# Before we go on, something for section 10 that takes ten seconds: a script that reports to two trackers. It starts now
+# and works beside the next section. The model is three lines: any module whose output has a loss will do.
+
+# %%
+SCRIPT = """
+import torch
+from course_utils import teach
+from course_utils.training.settings import quiet_trainer
+
+teach.start()
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, x, labels):
+        return {"loss": ((self.layer(x) - labels) ** 2).mean()}
+
+
+rows = [{"x": torch.tensor([i / 100]), "labels": torch.tensor([3 * i / 100])} for i in range(100)]
+trackers = ["wandb", "trackio"]
+trainer = quiet_trainer(Line(), "out", rows, max_steps=10, logging_steps=2, report_to=trackers, run_name="line")
+trainer.train()
+"""
+
+# %%
+import os
+import subprocess
+import sys
+
+tracked_in = Path(scratch.name) / "trackers"
+tracked_in.mkdir()
+(tracked_in / "track.py").write_text(SCRIPT)
+environment = os.environ | {
+    "WANDB_MODE": "offline",
+    "WANDB_DIR": str(tracked_in),
+    "WANDB_SILENT": "true",
+    "TRACKIO_DIR": str(tracked_in / "trackio"),
+}
+with (tracked_in / "track.log").open("w") as log:
+    tracking = subprocess.Popen([sys.executable, "track.py"], cwd=tracked_in, env=environment, stdout=log, stderr=log)
+
+# %% [markdown]
 # ## 9 · Resume
 #
 # `trainer.train(resume_from_checkpoint=True)` takes the newest checkpoint in `output_dir`; a path takes that one. The
@@ -1014,10 +1063,10 @@ def resumable(folder, weights_seed=seed, **settings):
     return quiet_trainer(
         load_classifier(num_labels, vocab_size=len(tokenizer), num_hidden_layers=1, hidden_size=64),
         f"{scratch.name}/{folder}",
-        few_rows,  # 15 steps are an epoch
+        few_rows.select(range(480)),  # 15 steps are an epoch
         data_collator=collate,
         max_steps=20,
-        per_device_train_batch_size=64,
+        per_device_train_batch_size=32,
         learning_rate=1e-3,
         logging_steps=1,
         save_strategy="steps",
@@ -1128,52 +1177,8 @@ assert rates[9] == peak > rates[8] and not equal_weights(light, restarted)
 #
 # **Weights & Biases** works without an account in offline mode: `WANDB_MODE=offline` writes a local run folder that
 # `wandb sync` can upload later. **Trackio** is a local-first tracker: it writes an SQLite file, and `trackio show`
-# opens a dashboard. Inside a notebook Trackio would start that dashboard's web server by itself, so we run both from a
-# script, in one process. The model is three lines: any module whose output has a loss will do.
-
-# %%
-SCRIPT = """
-import torch
-from course_utils import teach
-from course_utils.training.settings import quiet_trainer
-
-teach.start()
-
-
-class Line(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def forward(self, x, labels):
-        return {"loss": ((self.layer(x) - labels) ** 2).mean()}
-
-
-rows = [{"x": torch.tensor([i / 100]), "labels": torch.tensor([3 * i / 100])} for i in range(100)]
-trackers = ["wandb", "trackio"]
-trainer = quiet_trainer(Line(), "out", rows, max_steps=10, logging_steps=2, report_to=trackers, run_name="line")
-trainer.train()
-"""
-
-# %% [markdown]
-# Both trackers take some ten seconds to load, so the script starts now and works beside the next two cells.
-
-# %%
-import os
-import subprocess
-import sys
-
-folder = Path(scratch.name) / "trackers"
-folder.mkdir()
-(folder / "track.py").write_text(SCRIPT)
-environment = os.environ | {
-    "WANDB_MODE": "offline",
-    "WANDB_DIR": str(folder),
-    "WANDB_SILENT": "true",
-    "TRACKIO_DIR": str(folder / "trackio"),
-}
-with (folder / "track.log").open("w") as log:
-    tracking = subprocess.Popen([sys.executable, "track.py"], cwd=folder, env=environment, stdout=log, stderr=log)
+# opens a dashboard. Inside a notebook Trackio would start that dashboard's web server by itself, so both run from the
+# script that was started before section 9. Meanwhile the third tracker, in this process:
 
 # %% [markdown]
 # **TensorBoard** writes event files into `TENSORBOARD_LOGGING_DIR` (or below `output_dir`). In JupyterLab, run
@@ -1210,15 +1215,15 @@ print("event file = log_history:", same)
 assert same
 
 # %% [markdown]
-# Now the two that ran beside it: what did they leave on the disk?
+# And the two of the script: what did they leave on the disk?
 
 # %%
 import sqlite3
 
-assert tracking.wait() == 0, (folder / "track.log").read_text()[-2000:]
-run_file = next(folder.glob("wandb/offline-run-*/run-*.wandb"))
+assert tracking.wait() == 0, (tracked_in / "track.log").read_text()[-2000:]
+run_file = next(tracked_in.glob("wandb/offline-run-*/run-*.wandb"))
 print("W&B: offline run file holds train/loss:", b"train/loss" in run_file.read_bytes())
-with sqlite3.connect(next((folder / "trackio").glob("*.db"))) as connection:
+with sqlite3.connect(next((tracked_in / "trackio").glob("*.db"))) as connection:
     logs = connection.execute("SELECT run_name, metrics FROM metrics ORDER BY step").fetchall()
 print("Trackio:", sum(b"train/loss" in bytes(metrics) for _, metrics in logs), "losses of run", logs[0][0])
 assert b"train/loss" in run_file.read_bytes() and logs[0][0] == "line"
@@ -1331,6 +1336,7 @@ def labels_run(train, evaluation, **settings):
         data_collator=collate,
         compute_metrics=compute_metrics,
         max_steps=4,
+        per_device_eval_batch_size=100,
         eval_strategy="steps",
         eval_steps=4,
         **settings,

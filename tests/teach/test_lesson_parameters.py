@@ -1,5 +1,6 @@
 """``teach.start``: a wrong lesson parameter is refused in one sentence before any work; one seed for all generators."""
 
+import gc
 import logging
 import os
 import random
@@ -82,7 +83,7 @@ def test_importing_the_package_and_teach_loads_no_heavy_library():
 def test_the_wait_policy_is_set_before_torch_unless_the_user_chose_one():
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     code = "import os; from course_utils import teach; teach.start(); print(*map(os.environ.get, {names}))"
-    cases = [({}, "PASSIVE 500"), ({names[0]: "ACTIVE"}, "ACTIVE None"), ({names[1]: "7"}, "PASSIVE 7")]
+    cases = [({}, "PASSIVE 1000"), ({names[0]: "ACTIVE"}, "ACTIVE None"), ({names[1]: "7"}, "PASSIVE 7")]
     for chosen, expected in cases:
         environment = {name: value for name, value in os.environ.items() if name not in names}
         done = subprocess.run(
@@ -93,6 +94,14 @@ def test_the_wait_policy_is_set_before_torch_unless_the_user_chose_one():
             env={**environment, **chosen},
         )
         assert done.stdout.strip() == expected, done.stderr
+
+
+def test_the_imported_libraries_are_not_visited_at_every_collection():
+    """The Trainer calls gc.collect() at the end of each train()."""
+    lesson.start()
+    assert gc.get_freeze_count() > 100_000 > len(gc.get_objects())
+    gc.unfreeze()
+    assert len(gc.get_objects()) > 100_000  # so the assertion above can fail
 
 
 def test_show_source_displays_highlighted_python(monkeypatch):
