@@ -804,7 +804,7 @@ print(rehearsal.on_cpu(2).effective_batch, "sequences per step on 2 processes")
 # %%
 from course_utils.launch.run_here import run_here
 
-zero3 = run_here(rehearsal.but(strategy="zero3"), "accelerate.sh", place)
+zero3 = run_here(rehearsal.but(strategy="zero3", save_every=24), "accelerate.sh", place)
 for name in ("world_size", "backend", "distributed_type", "wrapper", "strategy", "effective_batch"):
     print(f"{name:18}{zero3[name]}")
 assert zero3["world_size"] == 2 and zero3["strategy"] == "zero3" and zero3["effective_batch"] == 16
