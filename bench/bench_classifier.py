@@ -99,7 +99,6 @@ def main():
         averages = {name: round(mean(r["validation"][name] for r in runs), 3) for name in ("accuracy", "macro_f1")}
         report["compared"].append({"changes": changes, "validation_mean": averages, "runs": runs})
         print(json.dumps(report["compared"][-1]), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     record.write(arguments.out, report)
 
 

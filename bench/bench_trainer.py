@@ -1,6 +1,6 @@
 """What the Trainer adds to a bare loop, as a ratio of times per optimizer step.
 
-    python bench/bench_trainer.py                  # two minutes on two cores; writes bench/results/trainer.json
+    python bench/bench_trainer.py                  # three minutes on two cores; writes bench/results/trainer.json
     python bench/bench_trainer.py --steps 100 --rounds 9 --out /tmp/try.json
     python bench/bench_trainer.py --device cuda    # prints; the file holds a CPU's numbers
 
@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -105,7 +104,7 @@ def main():
     settings = parser.parse_args()
 
     teach.start()
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{record.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows, results = make_rows(640), []
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in MODELS.items():

@@ -54,7 +54,8 @@ def timeline(calls: Sequence[Call], title: str) -> Figure:
             edges = ["white" if width > 0.012 * 1e3 * end else color for width in widths]
             spans = list(zip(starts, widths, strict=True))
             axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=color, edgecolors=edges, linewidth=1.2)
-        text = f"{total:.{0 if total >= 10 else 2}f} ms" + (f" in {len(own)} calls" if len(own) > 1 else "")
+        duration = f"{total:.0f} ms" if total >= 10 else f"{total:.2f} ms"
+        text = duration + (f" in {len(own)} calls" if len(own) > 1 else "")
         axes.text(1e3 * end * 1.02, row, text, va="center", fontsize=10, color="#444444", clip_on=False)
     labels = ["   " * (depth[name] - top) + name for name in names]
     axes.set_yticks(range(len(names)), labels, fontfamily="monospace", fontsize=10, ha="left")
