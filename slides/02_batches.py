@@ -350,20 +350,10 @@ teach.show(
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 report_file = Path(course_utils.__file__).parents[1] / "bench" / "results" / "pretraining.json"
 report = json.loads(report_file.read_text())
-means, spread = {}, {}
-for setting in report["compared"]:
-    task, labels = setting["task"], setting["labels"]
-    runs = [run for run in report["results"] if (run["task"], run["labels"]) == (task, labels)]
-    name = f"{task}\n{labels:,} labels"
-    found = {start: [run["accuracy"] for run in runs if run["start"] == start] for start in ("random", "pretrained")}
-    means[name] = {f"{start} start": float(np.mean(values)) for start, values in found.items()}
-    means[name]["TF-IDF, same labels"] = report["word_counts"][str(labels)]
-    spread[name] = {f"{start} start": float(np.ptp(values)) / 2 for start, values in found.items()}
-    spread[name]["TF-IDF, same labels"] = 0
 gains = [(round(setting["gain"], 3), round(setting["standard_error"], 3)) for setting in report["compared"]]
 assert gains == [(0.106, 0.008), (-0.005, 0.007), (0.003, 0.006)], "the slide's sentence names them"
 teach.show(
-    figures.grouped_bars(means, "test accuracy", spread),
+    figures.pretraining(report),
     alt="Test accuracy from random and from pretrained weights, and of word counts, for a linear probe and for "
     "fine-tuning with 2,000 and with 12,000 labels.",
 )

@@ -1003,7 +1003,7 @@ import course_utils
 
 report_file = Path(course_utils.__file__).parents[1] / "bench" / "results" / "pretraining.json"
 report = json.loads(report_file.read_text()) if report_file.exists() else None
-means, spread, gains = {}, {}, {}
+means, gains = {}, {}
 if report is None:
     print("not measured on this machine yet: run `make bench`")
 else:
@@ -1016,19 +1016,16 @@ else:
         runs = [run for run in report["results"] if (run["task"], run["labels"]) == (task, labels)]
         found = {start: [r["accuracy"] for r in runs if r["start"] == start] for start in ("random", "pretrained")}
         gains[task, labels] = np.subtract(found["pretrained"], found["random"])  # one per seed
-        group, counts = f"{task}\n{labels:,} labels", report["word_counts"][str(labels)]
-        means[group] = {f"{start} start": float(np.mean(values)) for start, values in found.items()}
-        spread[group] = {f"{start} start": float(np.ptp(values)) / 2 for start, values in found.items()}
-        row = "".join(f"{value:12.3f}" for value in means[group].values())
+        means[task, labels] = [float(np.mean(values)) for values in found.values()]
+        row, counts = "".join(f"{value:12.3f}" for value in means[task, labels]), report["word_counts"][str(labels)]
         print(f"{task + f', {labels:,} labels':25s}{row}{gains[task, labels].mean():+12.3f}{counts:9.3f}")
-        means[group]["TF-IDF, same labels"], spread[group]["TF-IDF, same labels"] = counts, 0
         assert abs(gains[task, labels].mean() - setting["gain"]) < 2e-4
     assert len(means) == 3, "the probe, and fine-tuning with few and with many labels"
 
 # %%
 if report:
     teach.show(
-        figures.grouped_bars(means, "test accuracy", spread),
+        figures.pretraining(report),
         alt="Test accuracy from random and from pretrained weights, and of TF-IDF with a linear model, for a linear "
         "probe and for fine-tuning with few and with many labels. Error bars: half the range over the seeds.",
     )
@@ -1052,10 +1049,9 @@ if report:
         print(f"{task}, {labels:,} labels: {gain:+.3f}, by seed {by_seed}, standard error {error:.3f}: {verdict}")
     assert max(abs(s["gain"]) for s in report["compared"] if s["task"] == "fine-tuning") < (0.66 * 0.34 / 2500) ** 0.5
     assert shown == {("linear probe", 2000): True, ("fine-tuning", 2000): False, ("fine-tuning", 12_000): False}
-    for group, bars in means.items():
-        counts = bars["TF-IDF, same labels"]
-        starts = [bars["random start"], bars["pretrained start"]]
-        assert max(starts) < counts if group.startswith("linear probe") else min(starts) > counts
+    for (task, labels), starts in means.items():
+        counts = report["word_counts"][str(labels)]
+        assert max(starts) < counts if task == "linear probe" else min(starts) > counts
 
 # %% [markdown]
 # So this pretraining, 2,000 steps on the text of the installed libraries, improved the frozen features, and that is all

@@ -196,3 +196,17 @@ def grouped_bars(values: dict[str, dict[str, float]], label: str, spread: dict |
     axis.legend(loc="upper left", ncols=len(series))
     axis.grid(axis="x", visible=False)
     return figure
+
+
+def pretraining(report: dict) -> Figure:
+    """bench/results/pretraining.json as bars: means over the seeds, error bars of half their range, and word counts."""
+    means, spread = {}, {}
+    for setting in report["compared"]:
+        task, labels = setting["task"], setting["labels"]
+        runs = [run for run in report["results"] if (run["task"], run["labels"]) == (task, labels)]
+        found = {f"{s} start": [r["accuracy"] for r in runs if r["start"] == s] for s in ("random", "pretrained")}
+        found["TF-IDF, same labels"] = [report["word_counts"][str(labels)]]
+        group = f"{task}\n{labels:,} labels"
+        means[group] = {series: float(np.mean(values)) for series, values in found.items()}
+        spread[group] = {series: float(np.ptp(values)) / 2 for series, values in found.items()}
+    return grouped_bars(means, "test accuracy", spread)
