@@ -2,7 +2,7 @@
 
 One process, on the CPU or one GPU; the course's small encoder on the course's data:
 
-    python -m course_utils.recipes.finetune --model_name_or_path course/encoder --output_dir runs/one --max_steps 750
+    python -m course_utils.recipes.finetune --model_name_or_path course/encoder --output_dir runs/one --max_steps 500
 
 4 GPUs of one machine, a model from the hub on your own JSON lines, sharded with FSDP2:
 

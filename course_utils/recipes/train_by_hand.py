@@ -1,6 +1,6 @@
 """Train the course's classifier with a hand-written loop; kill it at any time and start it again (lesson 01).
 
-    python -m course_utils.recipes.train_by_hand --folder runs/by_hand                  # 750 steps, under a minute
+    python -m course_utils.recipes.train_by_hand --folder runs/by_hand                  # 500 steps, under a minute
     python -m course_utils.recipes.train_by_hand --folder runs/by_hand --save_every 50  # then Ctrl-C or kill -9
     python -m course_utils.recipes.train_by_hand --folder runs/by_hand --save_every 50  # the same line goes on
     python -m course_utils.recipes.train_by_hand --folder runs/tiny --max_steps 20 --hidden_size 32
@@ -39,8 +39,8 @@ def read_settings(arguments: list[str] | None) -> argparse.Namespace:
     add("--hidden_size", type=int, default=None)
     add("--num_hidden_layers", type=int, default=None)
     # optimization
-    add("--max_steps", type=int, default=750, help="optimizer steps")
-    add("--learning_rate", type=float, default=2e-3, help="at the end of the warm-up; a pretrained model wants ~5e-5")
+    add("--max_steps", type=int, default=500, help="optimizer steps")
+    add("--learning_rate", type=float, default=1e-3, help="at the end of the warm-up; a pretrained model wants ~5e-5")
     add("--weight_decay", type=float, default=0.01)
     add("--schedule", default="linear", choices=["linear", "cosine", "constant"])
     add("--warmup_share", type=float, default=0.1, help="of max_steps")

@@ -19,7 +19,7 @@
 
 # %% tags=["parameters"]
 source = "local"  # "local": offline; "hub": the public data sets and models
-max_steps = 750  # optimizer steps of the main run
+max_steps = 500  # optimizer steps of the main run
 batch_size = 32  # rows per micro-batch
 accumulation = 1  # micro-batches per optimizer step
 with_compiled = False  # True: also check and time the compiled AdamW (needs g++; compiling takes 10 to 30 s)
@@ -570,7 +570,7 @@ def cosine_with_warmup(step, warmup_steps, max_steps):
 
 
 # %%
-plan = {"peak": 2e-3, "warmup": 75, "steps": 750}
+plan = {"peak": 1e-3, "warmup": 50, "steps": 500}
 by_name = {"linear": linear_with_warmup, "cosine": cosine_with_warmup}
 curves = {
     name: [plan["peak"] * schedule(step, plan["warmup"], plan["steps"]) for step in range(plan["steps"] + 1)]
@@ -926,9 +926,9 @@ print(f"{len(train_batches)} batches an epoch, {max_steps * accumulation / len(t
 # %%
 torch.manual_seed(seed)
 model = load_classifier(num_labels, source)
-optimizer = ForeachAdamW(parameter_groups(model, weight_decay=0.01), lr=2e-3 if source == "local" else 5e-5)
+optimizer = ForeachAdamW(parameter_groups(model, weight_decay=0.01), lr=1e-3 if source == "local" else 5e-5)
 scheduler = make_scheduler(optimizer, "linear", warmup_steps=max_steps // 10, max_steps=max_steps)
-config = LoopConfig(max_steps, accumulation, max_grad_norm=1.0, eval_every=max(1, max_steps // 6))
+config = LoopConfig(max_steps, accumulation, max_grad_norm=1.0, eval_every=max(1, max_steps // 5))
 
 # %% [markdown]
 # The main run: about half a minute on two cores.
@@ -946,15 +946,15 @@ assert max_steps < 200 or sum(last) / len(last) < sum(first) / len(first)
 teach.show(
     figures.training_curve(history, config.max_grad_norm),
     alt="The training loss falls steeply, then slowly, and drops again when the second epoch begins; the "
-    "validation loss levels off above it. Below, on a logarithmic axis, the gradient norm falls from about 50 to 2 or "
-    "3 and lies above the clipping threshold nearly always.",
+    "validation loss levels off above it. Below, on a logarithmic axis, the gradient norm falls from about 50 to "
+    "about 4 and lies above the clipping threshold nearly always.",
 )
 above = sum(record["grad_norm"] > config.max_grad_norm for record in history) / len(history)
 print(f"steps with a gradient norm above {config.max_grad_norm}: {above:.0%}")
-assert above > 0.9 or max_steps < 700 or source != "local"
+assert above > 0.9 or max_steps < 500 or source != "local"
 
 # %% [markdown]
-# Two things to read off. The training loss drops when the second epoch begins (step 375 of 750), because the model
+# Two things to read off. The training loss drops when the second epoch begins (step 375 of 500), because the model
 # meets every row again. The validation loss does not follow: from here on the model also learns rows by heart.
 # Validation accuracy still rises a little: the loss punishes confident mistakes, accuracy does not. And the gradient
 # norm stays above 1 nearly all the time, so here clipping acts in almost every step. That is common with small models.
@@ -971,7 +971,7 @@ for name, row in {"majority": majority, "TF-IDF + regression": tfidf, "our encod
 assert result["accuracy"] > majority["accuracy"] or max_steps < 200
 
 # %%
-if max_steps >= 700 and source == "local":
+if max_steps >= 500 and source == "local":
     assert result["accuracy"] > tfidf["accuracy"] > 0.6 and result["macro_f1"] > tfidf["macro_f1"] > 0.48
     print("accuracy and macro-F1 above those of TF-IDF + logistic regression: True")
 else:

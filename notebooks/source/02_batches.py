@@ -993,8 +993,8 @@ teach.show(
 # The larger question: does it help when the whole model is *fine-tuned*, and does it still help when labels are plenty?
 # That takes many minutes, so it is a benchmark (`make bench`, file `bench/bench_pretraining.py`): the course's encoder,
 # pretrained on running text without the test and validation files, against the same encoder from random weights, with
-# 2,000 and with 12,000 labels. Each of the two seeds has its own pretraining. If its results are there, the next cells
-# show what it measured, and where.
+# 2,000 and with 12,000 labels. Each of the three seeds has its own pretraining. If its results are there, the next
+# cells show what it measured, and where.
 
 # %% tags=["nbval-ignore-output"]
 import json
@@ -1055,7 +1055,7 @@ if report:
 
 # %% [markdown]
 # So this pretraining, 2,000 steps on the text of the installed libraries, improved the frozen features, and that is all
-# that is shown. In fine-tuning no gain is shown, neither with 2,000 labels nor with 12,000. Two seeds and 2,500 test
+# that is shown. In fine-tuning no gain is shown, neither with 2,000 labels nor with 12,000. Three seeds and 2,500 test
 # rows cannot tell a gain of half a percentage point from none. Word counts stay ahead of the probe, and behind both
 # fine-tuned encoders. Large public encoders have read many thousand times more text; they were not measured here.
 

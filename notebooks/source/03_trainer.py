@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 source = "local"  # "local": offline; "hub": the public data sets and models
-max_steps = 500  # optimizer steps of the main run
+max_steps = 400  # optimizer steps of the main run
 seed = 0
 
 # %%
@@ -454,7 +454,7 @@ print("schedule:", typical.lr_scheduler_type.value, "| warm-up:", typical.get_wa
 from course_utils.training.settings import default_of
 
 lesson_01 = {
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
     "warmup_steps": 0.1,  # max_steps // 10
     "weight_decay": 0.01,
     "per_device_train_batch_size": 32,
@@ -768,11 +768,11 @@ trainer = quiet_trainer(
     per_device_train_batch_size=32,
     per_device_eval_batch_size=128,
     train_sampling_strategy="group_by_length",
-    learning_rate=2e-3 if source == "local" else 5e-5,
+    learning_rate=1e-3 if source == "local" else 5e-5,
     lr_scheduler_type="linear",
     warmup_steps=0.1,
     weight_decay=0.01,
-    logging_steps=max(1, max_steps // 50),
+    logging_steps=max(1, max_steps // 40),
     eval_strategy="steps",
     eval_steps=every,
     save_strategy="steps",
@@ -825,8 +825,8 @@ teach.show(
 
 # %% [markdown]
 # The saw teeth are the sampler: within each block of 50 batches the rows go from long to short. Long rows are easier
-# (measured below), so the training loss falls when a block begins and climbs to its end. The drop at step 375 is the
-# second epoch: the model meets every row again.
+# (measured below), so the training loss falls when a block begins and climbs to its end. The run ends soon after its
+# first epoch (375 steps); lesson 01's has a hundred steps more.
 #
 # After training the model in memory is the best one, even when it is not the last (section 12 has such a run). We check
 # it by evaluating again, and only then look at the test rows. They were not used to choose anything.
@@ -858,7 +858,7 @@ for strategy, wanted in (("group_by_length", False), ("random", True)):
 test = trainer.predict(test_rows)
 assert list(test.label_ids) == list(test_rows["label"])
 print({key: round(value, 3) for key, value in test.metrics.items() if key in ("test_accuracy", "test_macro_f1")})
-if max_steps >= 500 and source == "local":
+if max_steps >= 400 and source == "local":
     assert test.metrics["test_accuracy"] >= 0.62 and test.metrics["test_macro_f1"] >= 0.48
 else:
     print("run too short (or not local) to judge")
@@ -872,7 +872,7 @@ losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")  # 
 lengths = torch.tensor([len(ids) for ids in test_rows["input_ids"]])
 is_long = lengths > lengths.median()
 print(f"loss of the longer half {losses[is_long].mean():.2f}, of the shorter half {losses[~is_long].mean():.2f}")
-if max_steps == 500 and source == "local":
+if max_steps == 400 and source == "local":
     logged_loss = dict(logged(trainer, "loss"))  # every ten steps, mean of the ten
     begins, ends = ([logged_loss[step] for step in range(first, 351, 50)] for first in (60, 50))
     print(f"training loss: first steps of a block {statistics.mean(begins):.2f}, last {statistics.mean(ends):.2f}")
