@@ -216,8 +216,8 @@ def main():
                     right.setdefault((task, labels, start), []).append(correct)
                     report["results"].append({"task": task, "labels": labels, "start": start, "seed": seed} | scores)
                     print(report["results"][-1], flush=True)
-        report["compared"] = compared(right)
-        record.write(arguments.out, report)  # after every seed: a run that is stopped keeps those it finished
+    report["compared"] = compared(right)
+    record.write(arguments.out, report)
 
 
 if __name__ == "__main__":
