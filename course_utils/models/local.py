@@ -32,7 +32,7 @@ def encoder_config(**overrides: Any) -> ModernBertConfig:
         "num_hidden_layers": 4,
         "num_attention_heads": HEADS,
         "max_position_embeddings": 512,
-        # Depth and dropout: judged on the validation split, 3 seeds each (bench/bench_classifier.py).
+        # Depth and dropout: compared on the validation split, 3 seeds each (bench/bench_classifier.py says what else).
         "embedding_dropout": 0.2,
         "classifier_dropout": 0.1,
         "classifier_pooling": "mean",
