@@ -829,7 +829,7 @@ teach.show(
 # first epoch (375 steps); lesson 01's has a hundred steps more.
 #
 # After training the model in memory is the best one, even when it is not the last (section 12 has such a run). We check
-# it by evaluating again, and only then look at the test rows. They were not used to choose anything.
+# it by evaluating again, and only then look at the test rows. They had no say in which checkpoint is kept.
 
 # %%
 again = trainer.evaluate()
