@@ -8,16 +8,16 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: course test lab slides notebooks bench test-portable lint clean setup data
 
 course: data        ## execute every lesson into build/executed/
-	@$(RUN) course_utils.teach.run_course
+	@$(RUN) course_utils.authoring.run_course
 test: data          ## everything CI runs
 	@$(RUN) pytest --nbval --nbval-current-env --nbval-cell-timeout 300 \
 		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
 lab: data           ## JupyterLab on notebooks/
 	@$(RUN) jupyterlab notebooks
 slides: setup       ## build/slides/*.html
-	@$(RUN) course_utils.teach.slides
+	@$(RUN) course_utils.authoring.decks.build
 notebooks: data     ## source -> executed notebook, lessons and decks whose source changed (ONLY=01, FORCE=--force)
-	@$(RUN) course_utils.teach.build $(FORCE) $(ONLY)
+	@$(RUN) course_utils.authoring.build $(FORCE) $(ONLY)
 bench: data         ## every measurement of bench/
 	@set -e; for program in bench/bench_*.py; do echo "== $$program"; .venv/bin/python $$program; done
 test-portable: data  ## the committed outputs once more, as a processor without vector instructions computes them
@@ -28,6 +28,6 @@ lint: setup
 clean:              ## remove what was built; the data cache and .venv stay
 	@rm -rf build .pytest_cache .ruff_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 setup:
-	@$(PYTHON) course_utils/teach/set_up.py
+	@$(PYTHON) course_utils/authoring/set_up.py
 data: setup         ## the corpus and the tokenizer, built once
-	@$(RUN) course_utils.data
+	@$(RUN) course_utils.authoring.build_data

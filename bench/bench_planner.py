@@ -20,12 +20,13 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says that it foun
 
 from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
-from course_utils.launch import files
-from course_utils.launch.compare import compare_estimators, comparison_table
-from course_utils.launch.measured import measured_shard, measured_step
-from course_utils.launch.model_files import shape_of_config
-from course_utils.launch.plan import GIB, plan, strategies
+from course_utils.launch.files import write as files
+from course_utils.launch.planner.compare import compare_estimators, comparison_table
+from course_utils.launch.planner.measured import measured_shard, measured_step
+from course_utils.launch.planner.plan import GIB, plan, strategies
+from course_utils.launch.planner.report import verdict
 from course_utils.launch.spec import Spec
+from course_utils.models.configs import shape_of_config
 
 STATE_GOAL, WORKING_GOAL = 0.01, 0.10
 STATES = ("weights", "gradients", "optimizer")
@@ -92,7 +93,7 @@ def main():
     hard = eight.but(strategy="ddp", micro_batch=8)
     jobs = {
         "plan": lambda: plan(eight),
-        "plan that does not fit, with the change": lambda: plan(hard).verdict,
+        "plan that does not fit, with the change": lambda: verdict(plan(hard)),
         "all strategies": lambda: strategies(eight),
         "render all launch files": lambda: files.render(eight),
     }

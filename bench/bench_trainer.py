@@ -26,8 +26,9 @@ import torch
 from transformers import TrainerCallback, default_data_collator, set_seed
 
 from course_utils import teach
+from course_utils.data.batches import ShuffledBatches
 from course_utils.models import load_classifier
-from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import parameter_groups
 from course_utils.training.settings import quiet_trainer
 

@@ -1,4 +1,4 @@
-"""Package attributes that are imported when first used, so that importing the package costs nothing."""
+"""Package attributes that are imported when first used: only for what costs a heavy import (numpy, torch)."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ from transformers import DataCollatorWithPadding
 import course_utils
 from course_utils import teach
 from course_utils.data import load_classification
+from course_utils.data.batches import ShuffledBatches
+from course_utils.lessons.lesson_01 import figures
 from course_utils.models import load_classifier, load_tokenizer
-from course_utils.teach.figures import lesson_01 as figures
 from course_utils.training.evaluation import evaluate, macro_f1
-from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import AdamW, ForeachAdamW, parameter_groups
 from course_utils.training.schedules import cosine_with_warmup, linear_with_warmup, make_scheduler
 from course_utils.training.timing import interleaved_medians

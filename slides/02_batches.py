@@ -18,8 +18,8 @@ from course_utils.data import load_classification
 from course_utils.data.collators import corrupt_spans, sample_spans
 from course_utils.data.packing import PackedCollator, document_mask, pack_documents
 from course_utils.data.sampling import LengthGroupedBatchSampler
+from course_utils.lessons.lesson_02 import figures
 from course_utils.models import load_causal_lm, load_tokenizer
-from course_utils.teach.figures import lesson_02 as figures
 
 teach.start(source=source, max_steps=max_steps, seed=seed)
 

@@ -25,8 +25,8 @@ from transformers import DataCollatorWithPadding, TrainerCallback, get_scheduler
 
 from course_utils import teach
 from course_utils.data import load_classification
+from course_utils.lessons.lesson_03 import figures
 from course_utils.models import load_classifier, load_tokenizer
-from course_utils.teach.figures import lesson_03 as figures
 from course_utils.training.settings import quiet_trainer
 from course_utils.training.trainer_trace import trace
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from course_utils import teach
-from course_utils.launch import Spec, SpecError, memory, render, strategies, table, write
-from course_utils.launch.check import check
-from course_utils.launch.plan import plan
-from course_utils.launch.shapes import parameter_count, shape_of
-from course_utils.launch.speed import flops_per_token
-from course_utils.teach.figures import lesson_15 as figures
-from course_utils.teach.figures import lesson_15_speed as time_figures
+from course_utils.launch import Spec, SpecError, render, strategies, table, write
+from course_utils.launch.check.folder import check
+from course_utils.launch.planner import memory
+from course_utils.launch.planner.plan import plan
+from course_utils.launch.planner.speed import flops_per_token
+from course_utils.lessons.lesson_15 import figures
+from course_utils.models.shapes import parameter_count, shape_of
 
 teach.start(source=source, max_steps=max_steps, seed=seed)
 example = Spec(model="Qwen/Qwen3-8B", nodes=2, global_batch=64, sequence_length=4096, price=3.0, max_steps=max_steps)
@@ -227,7 +227,7 @@ def on_network(bandwidth):
 slow = on_network(12.5)
 assert min((one for one in slow if one.fits), key=lambda one: one.speed.step).name == "FSDP2 + 2 replicas"
 teach.show(
-    time_figures.step_times({"400 GB/s per machine": on_network(400.0), "12.5 GB/s per machine": slow}),
+    figures.step_times({"400 GB/s per machine": on_network(400.0), "12.5 GB/s per machine": slow}),
     alt="Time of a step per strategy on two networks. On the fast one only DDP visibly waits. On the slow one waiting "
     "is most of every bar except FSDP2 with two replicas, which does not wait at all.",
 )

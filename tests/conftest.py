@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-import nbval_lessons
 import pytest
 
-from course_utils.teach.slides_browser import find_chromium
+from course_utils.authoring.decks.browser import find_chromium
+from tests import lesson_runs as nbval_lessons
 
 
 def pytest_configure(config: pytest.Config) -> None:

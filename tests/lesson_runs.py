@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nbval.plugin import IPyNbCell
 
-GUARD = Path(__file__).parent / "notebooks" / "guard"
+GUARD = Path(__file__).parent / "guard"
 LOWEST_SHARE = 0.60  # of a lesson's code cells are compared with their committed output
 
 

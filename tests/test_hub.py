@@ -11,23 +11,27 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from hub_files import DOLLY, GLUE, SST2, dolly_rows, sst2_rows, write_datasets, write_models
-from hub_server import HubServer, commit_of
 
-from course_utils.data import hub as hub_module
-from course_utils.data.hub import HUB_NAMES, _split_by_hash, _without_credentials, load_hub_classification
+from course_utils import hub
+from course_utils.data import hub_data
+from course_utils.data.hub_data import load_hub_classification, split_by_hash
+from course_utils.hub import HUB_NAMES, _without_credentials
+from course_utils.models import hub_models
+from tests.hub_files import DOLLY, GLUE, SST2, dolly_rows, sst2_rows, write_datasets, write_models
+from tests.hub_server import HubServer, commit_of
 
 ENCODER, CAUSAL_LM = HUB_NAMES["encoder"], HUB_NAMES["causal_lm"]
 SECONDS = 10  # the promise: without a network, an answer within this time
 
 
 def run(code: str, home: Path, **environment: str) -> tuple[str, float]:
-    """Execute ``code`` after ``from course_utils.data.hub import *``; an exception is printed as ``Kind: message``.
+    """Execute ``code`` after importing every loader; an exception is printed as ``Kind: message``.
 
     Returns:
         standard output, and the seconds ``code`` took; imports, which a busy machine makes long, come before them.
     """
-    program = "from course_utils.data.hub import *\nimport hashlib, json, sys, time, torch, datasets\n"
+    program = "from course_utils.data.hub_data import *\nfrom course_utils.models.hub_models import *\n"
+    program += "import hashlib, json, sys, time, torch, datasets\n"
     program += "from transformers import AutoModel, AutoTokenizer\nbegin = time.perf_counter()\ntry:\n"
     program += "".join(f"    {line}\n" for line in code.strip().splitlines())
     program += "except Exception as error: print(f'{type(error).__name__}: {error}')\n"
@@ -197,7 +201,7 @@ def test_without_a_hub_one_sentence_within_ten_seconds(no_hub, call, tmp_path):
 
 
 def test_every_loader_asks_first(tmp_path):
-    loaders = [name for name in vars(hub_module) if name.startswith("load_hub_")]
+    loaders = [name for module in (hub_data, hub_models) for name in vars(module) if name.startswith("load_hub_")]
     assert len(loaders) == 7
     code = "\n".join(
         f"try: {name}()\nexcept ConnectionError as error: print('is not reachable' in str(error))" for name in loaders
@@ -256,21 +260,21 @@ def test_a_missing_repository_and_a_missing_file_are_one_sentence_each(root, tmp
 
 
 def test_an_unknown_classification_name_is_refused_before_any_request(monkeypatch):
-    monkeypatch.setattr(hub_module, "require_hub", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "require_hub", lambda: pytest.fail("asked the hub"))
     with pytest.raises(ValueError, match=f"name='imdb' .*allowed: {SST2}, {GLUE}"):
         load_hub_classification("imdb")
 
 
-def test_split_by_hash_keeps_equal_keys_together_and_depends_on_nothing_else():
+def testsplit_by_hash_keeps_equal_keys_together_and_depends_on_nothing_else():
     from datasets import Dataset
 
     bounds = {"train": 0.8, "validation": 0.9, "test": 1.0}
     rows = Dataset.from_dict({"key": [f"{index % 500}" for index in range(1000)]})
-    splits = _split_by_hash(rows, lambda row: row["key"], bounds)
+    splits = split_by_hash(rows, lambda row: row["key"], bounds)
     keys = [set(split["key"]) for split in splits.values()]
     assert sum(map(len, keys)) == 500 and sum(map(len, splits.values())) == 1000
     assert [len(part) for part in keys] == [414, 47, 39]  # SHA-256 is the same everywhere
-    shuffled = _split_by_hash(rows.shuffle(seed=1), lambda row: row["key"], bounds)
+    shuffled = split_by_hash(rows.shuffle(seed=1), lambda row: row["key"], bounds)
     assert [set(split["key"]) for split in shuffled.values()] == keys
 
 

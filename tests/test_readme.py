@@ -56,7 +56,7 @@ def test_the_tree_names_folders_that_exist():
 
 
 def test_names_on_the_hub_are_those_of_the_code():
-    from course_utils.data.hub import HUB_NAMES
+    from course_utils.hub import HUB_NAMES
 
     section = README.split("## Use the hub")[1].split("\n## ")[0]
     named = {name for name in re.findall(r"`([\w-]+/[\w.-]+)`", section)}

@@ -56,7 +56,7 @@ def test_imports_flow_one_way(path):
         "import course_utils.teach.lesson",
         "from course_utils.teach import start",
         "from ..teach import start",
-        "def f():\n    from course_utils.teach.figures import show",
+        "def f():\n    from course_utils.teach.figure import show",
     ],
 )
 def test_a_planted_import_of_teach_is_noticed(source):

@@ -5,8 +5,8 @@ and what differs from run to run is removed, so that building twice gives the sa
 from ``slides/NN_name.py``. The result carries two hashes in its metadata: of the source it was built from, and of its
 outputs. ``disagreements`` checks both: an edited source, or an output changed by hand, is noticed.
 
-    python -m course_utils.teach.build              # those whose source changed
-    python -m course_utils.teach.build --force 01   # lesson and deck 01 in any case
+    python -m course_utils.authoring.build              # those whose source changed
+    python -m course_utils.authoring.build --force 01   # lesson and deck 01 in any case
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""``python -m course_utils.data``: build every local data set and tokenizer now, so that no lesson has to wait."""
+"""Build every local data set and tokenizer now, so that no lesson has to wait: ``make data``.
+
+python -m course_utils.authoring.build_data
+"""
 
 import sys
 import time
 
+from course_utils.data import cache_folder, load_classification, load_instructions, load_language_modelling
+from course_utils.models import load_tokenizer
+
 
 def main() -> int:
-    from course_utils.data import cache_folder, load_classification, load_instructions, load_language_modelling
-    from course_utils.models import load_tokenizer  # the one import against the direction: a command, not the library
-
     start = time.perf_counter()
     try:
         for load in (load_classification, load_instructions, load_language_modelling, load_tokenizer):

@@ -1,4 +1,4 @@
-"""Is everything here that the course needs? ``python -m course_utils.teach.check_environment``
+"""Is everything here that the course needs? ``python -m course_utils.authoring.check_environment``
 
 Prints what it finds, then either "Everything the course needs is here." (exit code 0) or each problem with what to do
 (exit code 1). Only the standard library is imported at the top: this must run where the rest is broken. Of the
@@ -226,7 +226,7 @@ def check_hub() -> Finding:
     try:
         from huggingface_hub import constants
 
-        from course_utils.data.hub import require_hub
+        from course_utils.hub import require_hub
 
         require_hub()
     except ImportError:

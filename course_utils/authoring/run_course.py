@@ -1,7 +1,7 @@
 """Execute every lesson from start to end: ``make course``.
 
-    python -m course_utils.teach.run_course                 # all lessons, as they are
-    python -m course_utils.teach.run_course 01 -p max_steps 40
+    python -m course_utils.authoring.run_course                 # all lessons, as they are
+    python -m course_utils.authoring.run_course 01 -p max_steps 40
 
 The executed notebooks lie in ``build/executed/``. A failing lesson does not stop the others; its error is printed last
 and the exit code is 1.
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from course_utils.teach.build import ROOT, describe_failure, execute
+from course_utils.authoring.build import ROOT, describe_failure, execute
 
 
 def lessons(root: Path = ROOT) -> list[Path]:

@@ -1,15 +1,17 @@
-"""From raw text and images to padded batches. Loaders are imported when first used: importing this costs nothing."""
+"""From raw text and images to padded batches. Importing this costs nothing: loaders import what they need."""
 
+from course_utils.data.cache import cache_folder
+from course_utils.data.text import load_classification, load_instructions, load_language_modelling, own_sentences
 from course_utils.lazy import attributes
 
-_WHERE = {
-    "cache_folder": "cache",
-    "load_classification": "text",
-    "load_instructions": "text",
-    "load_language_modelling": "text",
-    "own_sentences": "text",
-    "load_digit_scenes": "digits",
-    "load_point_clouds": "digits",
-}
-__all__ = list(_WHERE)
-__getattr__ = attributes(__name__, _WHERE)
+_LATER = {"load_digit_scenes": "digits", "load_point_clouds": "digits"}  # numpy: 0.1 s
+__getattr__ = attributes(__name__, _LATER)
+__all__ = [
+    "cache_folder",
+    "load_classification",
+    "load_digit_scenes",
+    "load_instructions",
+    "load_language_modelling",
+    "load_point_clouds",
+    "own_sentences",
+]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from course_utils.data.batches import IGNORED
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100  # torch.nn.functional.cross_entropy's default ignore_index: such targets count neither way
 
-
-def pad_labels(labels: Sequence[Sequence[int]], pad_to_multiple_of: int = 1, value: int = IGNORE_INDEX) -> Tensor:
+def pad_labels(labels: Sequence[Sequence[int]], pad_to_multiple_of: int = 1, value: int = IGNORED) -> Tensor:
     """Stack label rows of different lengths, filling up on the right with ``value``.
 
     Args:

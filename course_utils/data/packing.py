@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from course_utils.data.collators import IGNORE_INDEX
+from course_utils.data.batches import IGNORED
 
 PADDING = -1  # document id of padding
 
@@ -78,13 +78,13 @@ def _pack_row(documents: Sequence[Sequence[int]], row_length: int, pad_token_id:
     for number, document in enumerate(documents):
         tokens = list(document)
         input_ids += tokens
-        labels += [IGNORE_INDEX, *tokens[1:]]
+        labels += [IGNORED, *tokens[1:]]
         position_ids += range(len(tokens))
         document_ids += [number] * len(tokens)
     padding = row_length - len(input_ids)
     row = {
         "input_ids": input_ids + [pad_token_id] * padding,
-        "labels": labels + [IGNORE_INDEX] * padding,
+        "labels": labels + [IGNORED] * padding,
         "position_ids": position_ids + list(range(padding)),
         "document_ids": document_ids + [PADDING] * padding,
     }

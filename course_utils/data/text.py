@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from course_utils.data import corpus, hub
+from course_utils.data import corpus, hub_data
 from course_utils.data.cache import cached_dataset
 from course_utils.data.docstrings import (
     Docstring,
@@ -16,18 +16,12 @@ from course_utils.data.docstrings import (
     read_file,
     read_libraries,
 )
+from course_utils.hub import check_source
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-SOURCES = ("local", "hub")
 FORMAT = 2  # raise it when the same docstrings would give other rows
-
-
-def check_source(source: str) -> None:
-    """Raise ``ValueError`` for a ``source`` that is neither "local" nor "hub"."""
-    if source not in SOURCES:
-        raise ValueError(f"source={source!r} is not known; allowed: 'local', 'hub'")
 
 
 def load_classification(source: str = "local") -> DatasetDict:
@@ -43,7 +37,7 @@ def load_classification(source: str = "local") -> DatasetDict:
     """
     check_source(source)
     if source == "hub":
-        return hub.load_hub_classification()
+        return hub_data.load_hub_classification()
     return _local("classification", lambda: corpus.classification(_docstrings()))
 
 
@@ -54,7 +48,7 @@ def load_instructions(source: str = "local") -> DatasetDict:
     """
     check_source(source)
     if source == "hub":
-        return hub.load_hub_instructions()
+        return hub_data.load_hub_instructions()
     return _local("instructions", lambda: corpus.instructions(load_classification()))
 
 
@@ -65,7 +59,7 @@ def load_language_modelling(source: str = "local") -> DatasetDict:
     """
     check_source(source)
     if source == "hub":
-        return hub.load_hub_text()
+        return hub_data.load_hub_text()
     return _local("language_modelling", lambda: corpus.language_modelling(_docstrings()))
 
 

@@ -3,16 +3,9 @@
 No torch, transformers, accelerate or deepspeed is imported before it is used.
 """
 
-from course_utils.lazy import attributes
+from course_utils.launch.check.rows import table
+from course_utils.launch.files.write import render, write
+from course_utils.launch.planner.plan import strategies
+from course_utils.launch.spec import Spec, SpecError, read_spec
 
-_WHERE = {
-    "Spec": "spec",
-    "SpecError": "errors",
-    "read_spec": "spec_file",
-    "strategies": "plan",
-    "render": "files",
-    "write": "files",
-    "table": "check",
-}
-__all__ = list(_WHERE)
-__getattr__ = attributes(__name__, _WHERE)
+__all__ = ["Spec", "SpecError", "read_spec", "render", "strategies", "table", "write"]

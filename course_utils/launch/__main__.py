@@ -17,9 +17,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
-from course_utils.launch.errors import SpecError
+from course_utils.errors import SpecError
 from course_utils.launch.spec import Spec
-from course_utils.launch.spec_file import read_fields
+from course_utils.launch.spec.read import read_fields
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,15 +88,16 @@ def read_spec(given: argparse.Namespace) -> Spec:
 
 def plan(given: argparse.Namespace) -> int:
     spec = read_spec(given)
-    from course_utils.launch.plan import plan as plan_of
+    from course_utils.launch.planner.plan import plan as plan_of
+    from course_utils.launch.planner.report import plan_table
 
     found = plan_of(spec)
-    print(found.table())
+    print(plan_table(found))
     return 0 if found.fits else 1
 
 
 def write(given: argparse.Namespace) -> int:
-    from course_utils.launch.files import write as write_files
+    from course_utils.launch.files.write import write as write_files
 
     for path in write_files(read_spec(given), given.folder, given.overwrite):
         print(path)
@@ -104,8 +105,8 @@ def write(given: argparse.Namespace) -> int:
 
 
 def check(given: argparse.Namespace) -> int:
-    from course_utils.launch.check import check as check_files
-    from course_utils.launch.check import table
+    from course_utils.launch.check.folder import check as check_files
+    from course_utils.launch.check.rows import table
 
     rows = check_files(given.folder)
     different = [row for row in rows if not row.same]

@@ -12,8 +12,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from course_utils.launch.errors import SpecError
-from course_utils.launch.files import write
+from course_utils.errors import SpecError
+from course_utils.launch.files.write import write
 from course_utils.launch.spec import Spec
 from course_utils.parallel.processes import kill, last_lines, start, wait
 

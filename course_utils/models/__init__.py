@@ -1,14 +1,13 @@
-"""Small models and tokenizers, loaded when first used: importing this costs nothing."""
+"""Small models and tokenizers. Importing this costs nothing: loaders import what they need."""
 
-from course_utils.lazy import attributes
+from course_utils.models.local import encoder_config, load_causal_lm, load_classifier, load_masked_lm
+from course_utils.models.tokenizer import load_tokenizer, train_tokenizer
 
-_WHERE = {
-    "load_tokenizer": "tokenizer",
-    "train_tokenizer": "tokenizer",
-    "encoder_config": "local",
-    "load_classifier": "local",
-    "load_masked_lm": "local",
-    "load_causal_lm": "local",
-}
-__all__ = list(_WHERE)
-__getattr__ = attributes(__name__, _WHERE)
+__all__ = [
+    "encoder_config",
+    "load_causal_lm",
+    "load_classifier",
+    "load_masked_lm",
+    "load_tokenizer",
+    "train_tokenizer",
+]

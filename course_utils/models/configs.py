@@ -10,8 +10,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from course_utils.launch.errors import SpecError
-from course_utils.launch.shapes import ModelShape, builtin, layer_parameters, vocabulary_parameters
+from course_utils.errors import SpecError
+from course_utils.models.shapes import ModelShape, builtin, layer_parameters, vocabulary_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ def read_shape(model: str, hub: bool = True) -> ModelShape:
 def _config(model: str, hub: bool) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    from course_utils.data.hub import require_hub
+    from course_utils.hub import require_hub
 
     is_path = bool(model) and Path(model).exists()
     known = ", ".join(sorted(builtin()))

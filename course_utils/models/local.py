@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from course_utils.data.text import check_source
+from course_utils.hub import check_source
 from course_utils.models.tokenizer import VOCAB_SIZE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def load_classifier(num_labels: int, source: str = "local", **overrides: Any) ->
     if num_labels < 2:
         raise ValueError(f"num_labels={num_labels} is out of range; allowed: a whole number >= 2")
     if source == "hub":
-        from course_utils.data.hub import load_hub_classifier
+        from course_utils.models.hub_models import load_hub_classifier
 
         return load_hub_classifier(num_labels=num_labels, **overrides)
     from transformers import ModernBertForSequenceClassification
@@ -79,7 +79,7 @@ def load_masked_lm(source: str = "local", **overrides: Any) -> PreTrainedModel:
     """
     check_source(source)
     if source == "hub":
-        from course_utils.data.hub import load_hub_masked_lm
+        from course_utils.models.hub_models import load_hub_masked_lm
 
         return load_hub_masked_lm()
     from transformers import ModernBertForMaskedLM
@@ -99,7 +99,7 @@ def load_causal_lm(source: str = "local", vocab_size: int = CAUSAL_VOCAB_SIZE, *
     """
     check_source(source)
     if source == "hub":
-        from course_utils.data.hub import load_hub_causal_lm
+        from course_utils.models.hub_models import load_hub_causal_lm
 
         return load_hub_causal_lm()
     from transformers import Qwen3Config, Qwen3ForCausalLM

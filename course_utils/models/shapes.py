@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from course_utils.launch.errors import SpecError, sentence
+from course_utils.errors import SpecError, sentence
 
 
 class ModelShape(BaseModel):
     """A transformer's sizes, under the names of Hugging Face configurations.
 
     The fields after ``layer_class`` describe the rest by what training keeps of it: which intermediate results autograd
-    saves depends on the kind of norm, activation function and projections (``course_utils.launch.activations``).
+    saves depends on the kind of norm, activation function and projections.
 
     Raises:
         SpecError: a size is missing, unknown or out of range.
@@ -73,6 +73,12 @@ def linears(shape: ModelShape) -> list[tuple[int, int]]:
 def layer_parameters(shape: ModelShape) -> int:
     """Parameters of one layer: the unit that FSDP and ZeRO-3 gather."""
     return sum(inputs * outputs for inputs, outputs in linears(shape)) + shape.layer_other
+
+
+def matrix_parameters(shape: ModelShape) -> int:
+    """Weights of all matrix multiplications a token passes: the layers' and the output layer's."""
+    output = shape.vocab_size * shape.hidden_size if shape.lm_head else 0
+    return shape.num_hidden_layers * sum(inputs * outputs for inputs, outputs in linears(shape)) + output
 
 
 def vocabulary_parameters(shape: ModelShape) -> int:
@@ -169,6 +175,6 @@ def shape_of(model: str | ModelShape, hub: bool = True) -> ModelShape:
         return model
     if (known := builtin().get(model)) and not Path(model).exists():
         return known
-    from course_utils.launch import model_files
+    from course_utils.models.configs import read_shape
 
-    return model_files.read_shape(model, hub)
+    return read_shape(model, hub)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from course_utils.data.cache import cached_folder
 from course_utils.data.docstrings import library_versions
-from course_utils.data.text import FORMAT, check_source, load_language_modelling
+from course_utils.data.text import FORMAT, load_language_modelling
+from course_utils.hub import check_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +36,7 @@ def load_tokenizer(source: str = "local", vocab_size: int = VOCAB_SIZE) -> PreTr
     """
     check_source(source)
     if source == "hub":
-        from course_utils.data.hub import load_hub_tokenizer
+        from course_utils.models.hub_models import load_hub_tokenizer
 
         return load_hub_tokenizer()
     if not 500 <= vocab_size <= 50_000:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from course_utils.lazy import attributes
+from course_utils.parallel.local_ranks import RanksFailed, run_ranks
 
-_WHERE = {"run_ranks": "local_ranks", "RanksFailed": "local_ranks", "WriteRun": "what_ran", "describe": "what_ran"}
-__all__ = [*_WHERE, "cpu_site_folder"]
-__getattr__ = attributes(__name__, _WHERE)
+_LATER = {"WriteRun": "what_ran", "describe": "what_ran"}  # transformers: seconds
+__getattr__ = attributes(__name__, _LATER)
+__all__ = ["RanksFailed", "WriteRun", "cpu_site_folder", "describe", "run_ranks"]
 
 
 def cpu_site_folder() -> Path:

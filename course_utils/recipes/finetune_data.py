@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_utils.data import load_classification, load_language_modelling
-from course_utils.data.hub import require_hub
+from course_utils.hub import require_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -18,10 +18,11 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from course_utils.data import load_classification
+from course_utils.data.batches import ShuffledBatches
 from course_utils.models import load_classifier, load_tokenizer
 from course_utils.training.checkpoint import CheckpointError
 from course_utils.training.evaluation import evaluate
-from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import ForeachAdamW, parameter_groups
 from course_utils.training.schedules import make_scheduler
 

@@ -4,7 +4,7 @@ Lessons write ``from course_utils import teach`` and use the names below.
 """
 
 from course_utils.teach.exercise import check, show_hint, show_solution
-from course_utils.teach.figures import show, use_course_style
+from course_utils.teach.figure import show, use_course_style
 from course_utils.teach.lesson import show_source, start
 
 __all__ = ["check", "show", "show_hint", "show_solution", "show_source", "start", "use_course_style"]

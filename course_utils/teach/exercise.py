@@ -1,7 +1,7 @@
 """The exercise engine: ``check("01.2", my_function)`` says what is right, wrong and why.
 
-A lesson's exercises live in ``teach/exercises/lesson_NN.py`` (a checker function each, registered with ``@exercise``),
-their solutions in ``teach/solutions/lesson_NN.py``. A checker calls the learner's function on small inputs and raises
+A lesson's exercises live in ``lessons/lesson_NN/exercises.py`` (a checker function each, registered with
+``@exercise``), their solutions in ``solutions.py`` beside it. A checker calls the learner's function on small inputs and raises
 ``Wrong`` with the input, what was expected and a hint. ``check`` never raises: a headless run of a lesson passes with
 its exercises unattempted.
 """
@@ -59,11 +59,11 @@ def find(id: str) -> Exercise:
             f"exercise {id!r} is not an exercise number; allowed: two digits, a dot, a number, like '01.2'"
         )
     lesson = id.split(".")[0]
-    module = f"course_utils.teach.exercises.lesson_{lesson}"
+    module = f"course_utils.lessons.lesson_{lesson}.exercises"
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:  # the lesson's module is there, a package it imports is not
+        if error.name not in (module, module.rpartition(".")[0]):  # the lesson is there, a package it imports is not
             raise
         raise ValueError(f"exercise {id!r} belongs to lesson {lesson}, which has no exercises") from error
     if id not in _REGISTRY:
@@ -126,10 +126,10 @@ def show_solution(id: str) -> None:
 
 
 def solution(id: str) -> Callable:
-    """The function that solves exercise ``id``: ``solution_2`` of ``teach/solutions/lesson_01.py`` for ``"01.2"``."""
+    """The function that solves exercise ``id``: ``solution_2`` of ``lessons/lesson_01/solutions.py`` for ``"01.2"``."""
     find(id)
     lesson, number = id.split(".")
-    module = importlib.import_module(f"course_utils.teach.solutions.lesson_{lesson}")
+    module = importlib.import_module(f"course_utils.lessons.lesson_{lesson}.solutions")
     return getattr(module, f"solution_{number}")
 
 

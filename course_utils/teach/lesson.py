@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-SOURCES = ("local", "hub")
+from course_utils.hub import check_source
 
 
 def start(*, source: str = "local", max_steps: int = 1, seed: int = 0, **sizes: int) -> None:
     """Check a lesson's parameters before any work starts, seed every generator and quieten the libraries.
 
     Args:
-        source: where data and models come from, one of ``SOURCES``.
+        source: where data and models come from, ``"local"`` or ``"hub"``.
         max_steps: optimizer steps of the lesson's main run, >= 1.
         seed: seed of Python, NumPy and torch, 0 <= seed < 2**32.
         **sizes: any further whole-number parameter of the lesson, each >= 1.
@@ -25,8 +25,7 @@ def start(*, source: str = "local", max_steps: int = 1, seed: int = 0, **sizes: 
     Raises:
         TypeError, ValueError: one sentence naming the parameter, its value and what is allowed.
     """
-    if source not in SOURCES:
-        raise ValueError(f"source={source!r} is not known; allowed: {', '.join(map(repr, SOURCES))}")
+    check_source(source)
     for name, value in {"max_steps": max_steps, **sizes}.items():
         _whole_number(name, value, lowest=1, highest=10**9)
     _whole_number("seed", seed, lowest=0, highest=2**32 - 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from course_utils.training.loop import to_device
+from course_utils.data.batches import to_device
 
 
 @torch.no_grad()

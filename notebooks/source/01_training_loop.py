@@ -240,7 +240,7 @@ for scale in (100.0, 0.01):
 # $m = g\,(1-\beta_1^t)$. Dividing by that factor repairs it: **bias correction**.
 
 # %%
-from course_utils.teach.figures import lesson_01 as figures
+from course_utils.lessons.lesson_01 import figures
 
 beta, gradient, m, raw = 0.9, 1.0, 0.0, []
 for _ in range(30):
@@ -769,7 +769,8 @@ assert heaviest > 1.5 or source != "local"
 # targets.
 
 # %%
-from course_utils.training.loop import LoopConfig, share_of_loss, summed_cross_entropy, train, windows
+from course_utils.data.batches import windows
+from course_utils.training.loop import LoopConfig, share_of_loss, summed_cross_entropy, train
 
 teach.show_source(share_of_loss)
 print("window sizes:", [len(window) for window in windows(micro_batches[:7], 3)])
@@ -894,7 +895,7 @@ teach.show_source(train)
 # costs.
 
 # %%
-from course_utils.training.loop import ShuffledBatches
+from course_utils.data.batches import ShuffledBatches
 
 lengths = [len(row["input_ids"]) for row in rows["train"]]
 train_batches = ShuffledBatches(rows["train"], batch_size, collate, seed=seed, lengths=lengths)

@@ -417,7 +417,7 @@ print("15% targets, of these 80 / 10 / 10, each within four standard errors; tar
 # On one sentence it looks as follows. (The masking rate is raised for the picture.)
 
 # %%
-from course_utils.teach.figures import lesson_02 as figures
+from course_utils.lessons.lesson_02 import figures
 
 often = DataCollatorForLanguageModeling(
     tokenizer, mlm_probability=0.35, mask_replace_prob=0.6, random_replace_prob=0.2, seed=227

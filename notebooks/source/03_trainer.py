@@ -155,7 +155,8 @@ print(f"{tiny_model().num_parameters():,} parameters")
 # %%
 from transformers import TrainerCallback
 
-from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.data.batches import ShuffledBatches
+from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import parameter_groups
 from course_utils.training.schedules import make_scheduler
 from course_utils.training.settings import logged
@@ -333,7 +334,7 @@ with trace(trainer) as recorded:
 print(outline(recorded.of_step(1)))
 
 # %%
-from course_utils.teach.figures import lesson_03 as figures
+from course_utils.lessons.lesson_03 import figures
 
 teach.show(
     figures.timeline(recorded.of_step(1), "One optimizer step of the Trainer, two micro-batches"),
@@ -1580,7 +1581,7 @@ assert equal
 # of rows per forward pass. Leave nothing to a default that the loop did not have.
 
 # %%
-from course_utils.teach.exercises.lesson_03 import LOOPS
+from course_utils.lessons.lesson_03.exercises import LOOPS
 
 print(LOOPS[0])
 

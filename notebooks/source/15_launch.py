@@ -67,8 +67,8 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 from pathlib import Path
 
 from course_utils.launch import Spec
-from course_utils.launch.files import refuse_to_lose
-from course_utils.launch.shapes import parameter_count, shape_of
+from course_utils.launch.files.write import refuse_to_lose
+from course_utils.models.shapes import parameter_count, shape_of
 
 given = {"model": model, "strategy": strategy, "nodes": num_nodes, "gpus_per_node": gpus_per_node, "gpu": gpu}
 given |= {"precision": precision, "micro_batch": micro_batch, "global_batch": global_batch, "max_steps": max_steps}
@@ -161,7 +161,7 @@ for name, size in by_hand.items():
 # `course_utils.launch` does the same sum. It must agree:
 
 # %%
-from course_utils.launch import memory
+from course_utils.launch.planner import memory
 
 STATE = (memory.weights, memory.gradients, memory.optimizer, memory.master_copies)
 for name, size in by_hand.items():
@@ -183,8 +183,8 @@ print("the planner agrees for:", ", ".join(by_hand))
 # layer is what is gathered:
 
 # %%
-from course_utils.launch.plan import plan
-from course_utils.launch.shapes import layer_parameters
+from course_utils.launch.planner.plan import plan
+from course_utils.models.shapes import layer_parameters
 
 of_vocabulary = shape.vocab_size * shape.hidden_size
 units = {"a layer": layer_parameters(shape), "embedding": of_vocabulary, "output layer": of_vocabulary}
@@ -232,7 +232,7 @@ print(f"{per_token:,} bytes per token and layer")
 # The planner counts the same tensors, and we compare its count with the classic formula:
 
 # %%
-from course_utils.launch import activations
+from course_utils.launch.planner import activations
 
 assert activations.layer(example, shape, masked=False) == per_token
 s = example.sequence_length
@@ -271,15 +271,17 @@ assert plan(example).moments["loss"]["logits"] == logits
 # assumption: 0.8 GiB for the CUDA context and communication buffers, 5% for the allocator's fragmentation.
 
 # %%
-print(plan(example).table())
+from course_utils.launch.planner.report import plan_table, verdict
+
+print(plan_table(plan(example)))
 
 # %% [markdown]
 # Where a run does not fit, the planner searches for the cheapest change, in the order in which changes hurt: a
 # smaller micro-batch, more sharding, checkpointing, offload to host memory, more machines, LoRA.
 
 # %%
-print(plan(example.but(strategy="ddp")).verdict)
-print(plan(example.but(nodes=1, gpu="A100-40GB")).verdict)
+print(verdict(plan(example.but(strategy="ddp"))))
+print(verdict(plan(example.but(nodes=1, gpu="A100-40GB"))))
 
 # %% [markdown]
 # ### Every strategy at once
@@ -288,12 +290,12 @@ print(plan(example.but(nodes=1, gpu="A100-40GB")).verdict)
 
 # %%
 from course_utils.launch import strategies
-from course_utils.launch.plan import strategies_table
+from course_utils.launch.planner.report import strategies_table
 
 print(strategies_table(strategies(example)))
 
 # %%
-from course_utils.teach.figures import lesson_15 as figures
+from course_utils.lessons.lesson_15 import figures
 
 teach.show(
     figures.strategy_memory(strategies(example)),
@@ -322,7 +324,7 @@ teach.show(
 # %%
 from transformers import Qwen3Config
 
-from course_utils.launch.measured import measured_shard, measured_step
+from course_utils.launch.planner.measured import measured_shard, measured_step
 
 sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 3, "vocab_size": 16000}
 sizes |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64, "use_cache": False}
@@ -360,7 +362,7 @@ for name, (spec, measure) in cases.items():
 # accelerate and DeepSpeed bring estimators of their own. Side by side for the same run under ZeRO-3:
 
 # %%
-from course_utils.launch.compare import compare_estimators, comparison_table
+from course_utils.launch.planner.compare import compare_estimators, comparison_table
 
 estimates = compare_estimators(example.but(strategy="zero3"))
 print(comparison_table(estimates))
@@ -389,7 +391,7 @@ assert deepspeed_says == 4 * of_vocabulary + 18 * psi // gpus and abs(state_only
 # appendix B). The embedding is a look-up and costs nothing.
 
 # %%
-from course_utils.launch import speed
+from course_utils.launch.planner import speed
 
 matrices = psi - shape.vocab_size * h - shape.other - shape.num_hidden_layers * shape.layer_other
 flops = 6 * matrices + 12 * shape.num_hidden_layers * q * s / 2
@@ -404,7 +406,7 @@ assert abs(flops / speed.flops_per_token(example, shape) - 1) < 1e-6
 # repeated work to the time.
 
 # %%
-from course_utils.launch.rules import GPUS
+from course_utils.gpus import GPUS
 
 tokens = example.effective_batch * s
 peak = GPUS[example.gpu].peak * 1e12  # operations per second, dense, 16 bit
@@ -425,8 +427,8 @@ import time
 
 import torch
 
-from course_utils.launch.model_files import shape_of_model
 from course_utils.models import load_causal_lm
+from course_utils.models.configs import shape_of_model
 
 
 def fastest(work, repeats=20):
@@ -474,7 +476,6 @@ assert 0 < mfu < 3  # 1 is the limit where nothing else runs
 # and one remedy: **HSDP** (`replicas=2`) shards inside each machine and only adds up gradients between them.
 
 # %%
-from course_utils.teach.figures import lesson_15_speed as time_figures
 
 
 def on_network(bandwidth):
@@ -485,7 +486,7 @@ def on_network(bandwidth):
 
 
 teach.show(
-    time_figures.step_times({"400 GB/s per machine": on_network(400.0), "12.5 GB/s per machine": on_network(12.5)}),
+    figures.step_times({"400 GB/s per machine": on_network(400.0), "12.5 GB/s per machine": on_network(12.5)}),
     alt="Time of a step per strategy on two networks. On the fast one only DDP visibly waits. On the slow one waiting "
     "is most of every bar except FSDP2 with two replicas, which does not wait at all.",
 )
@@ -694,7 +695,7 @@ excerpt("ray_train.py", "scaling_config=", "failure_config")
 from tempfile import TemporaryDirectory
 
 from course_utils.launch import table, write
-from course_utils.launch.check import check
+from course_utils.launch.check.folder import check
 
 scratch = TemporaryDirectory()
 place = Path(scratch.name)
@@ -731,7 +732,7 @@ from unittest import mock
 
 from transformers import training_args
 
-from course_utils.launch import check_launchers
+from course_utils.launch.check import launchers
 
 
 def resolve(spec):
@@ -742,7 +743,7 @@ def resolve(spec):
     fsdp1 = mock.patch.object(training_args.logger, "warning", heard.append)  # that it is deprecated
     with warnings.catch_warnings(record=True) as caught, loud, listen, fsdp1:
         warnings.simplefilter("always")
-        rows = check_launchers.rows(spec, place / "launch")
+        rows = launchers.rows(spec, place / "launch")
     return rows, heard + [str(warning.message) for warning in caught]
 
 
@@ -1292,7 +1293,7 @@ assert "replicate x shard x tensor x context" in found
 # %%
 import yaml
 
-from course_utils.teach.exercises.lesson_15 import ACCELERATE, DEEPSPEED, FSDP, HOSTS, SEVEN_B
+from course_utils.lessons.lesson_15.exercises import ACCELERATE, DEEPSPEED, FSDP, HOSTS, SEVEN_B
 
 print(yaml.safe_dump(ACCELERATE.written, sort_keys=False))
 
@@ -1495,7 +1496,7 @@ teach.check("15.5", node_command)
 # %%
 import contextlib
 
-from course_utils.launch.check import Row
+from course_utils.launch.check.rows import Row
 
 
 def summary(rows):
@@ -1517,7 +1518,7 @@ with contextlib.chdir(root):
     resolved = check(folder)
 print(f"{folder}/", "(one folder above this notebook)" if root != Path.cwd() else "(in the current folder)")
 print(*(f"├── {path.name}" for path in written[:-1]), f"└── {written[-1].name}", sep="\n")
-print(f"\n{plan(yours).verdict}\n\n{table(summary(resolved))}")
+print(f"\n{verdict(plan(yours))}\n\n{table(summary(resolved))}")
 print(f"\n{len(resolved)} settings resolved, {sum(not row.same for row in resolved)} not as asked")
 teach.show(
     figures.strategy_memory(strategies(yours)),

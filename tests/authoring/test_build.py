@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_utils.teach import build
+from course_utils.authoring import build
 
 PAIRS = build.targets()
 

@@ -10,7 +10,7 @@ from importlib import metadata
 
 import pytest
 
-from course_utils.teach import check_environment as check
+from course_utils.authoring import check_environment as check
 
 ALL_GOOD = "Everything the course needs is here."
 
@@ -19,7 +19,7 @@ def run(**environment: str) -> subprocess.CompletedProcess:
     drop = ("HF_ENDPOINT", "COURSE_CACHE", "OMP_WAIT_POLICY")
     clean = {name: value for name, value in os.environ.items() if name not in drop}
     return subprocess.run(
-        [sys.executable, "-m", "course_utils.teach.check_environment"],
+        [sys.executable, "-m", "course_utils.authoring.check_environment"],
         env={**clean, "HF_ENDPOINT": "http://127.0.0.1:9", **environment},
         capture_output=True,
         text=True,
@@ -113,7 +113,7 @@ def test_a_repair_is_run_with_the_courses_own_python(tmp_path, monkeypatch):
 def test_without_any_package_the_check_itself_still_runs(tmp_path):
     """-S: no site-packages at all, as on a machine where nothing is installed yet."""
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "course_utils.teach.check_environment"],
+        [sys.executable, "-S", "-m", "course_utils.authoring.check_environment"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(check.ROOT), "COURSE_CACHE": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 
-from course_utils.teach import run_course
+from course_utils.authoring import run_course
 
 
 def write(path, *cells: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from course_utils.teach import set_up
+from course_utils.authoring import set_up
 
 
 @pytest.fixture
@@ -93,11 +93,11 @@ def test_old_pythons_can_read_the_file():
 @pytest.mark.parametrize(
     ("target", "command"),
     [
-        ("course", "course_utils.teach.run_course"),
+        ("course", "course_utils.authoring.run_course"),
         ("test", "pytest --nbval"),
         ("lab", "jupyterlab notebooks"),
-        ("slides", "course_utils.teach.slides"),
-        ("notebooks", "course_utils.teach.build"),
+        ("slides", "course_utils.authoring.decks.build"),
+        ("notebooks", "course_utils.authoring.build"),
         ("bench", "bench/bench_*.py"),
         ("test-portable", "ONEDNN_MAX_CPU_ISA=SSE41"),
         ("lint", "ruff check"),

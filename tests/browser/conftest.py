@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from course_utils.authoring.decks import browser as decks_browser
 from course_utils.parallel.processes import free_ports
-from course_utils.teach import slides_browser
 
 TOKEN = "browser-tests"
 
@@ -24,7 +24,7 @@ TOKEN = "browser-tests"
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator:
     """A playwright browser context; closed with the module, because its event loop would disturb asyncio tests."""
-    with slides_browser.chromium() as context:
+    with decks_browser.chromium() as context:
         yield context
 
 

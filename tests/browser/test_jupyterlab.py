@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_utils.teach.build import ROOT
-from course_utils.teach.run_course import lessons
+from course_utils.authoring.build import ROOT
+from course_utils.authoring.run_course import lessons
 
 pytestmark = pytest.mark.browser
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")

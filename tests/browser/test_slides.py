@@ -10,23 +10,24 @@ import shutil
 from pathlib import Path
 
 import pytest
-from throwaway_deck import NUM_SLIDES, code, deck, picture, save, slide
 
-from course_utils.teach import slides, slides_browser
-from course_utils.teach.slides_browser import Walk, open_deck, walk
+from course_utils.authoring.decks.browser import LOCAL_SCHEMES, Walk, open_deck, walk
+from course_utils.authoring.decks.build import build_deck
+from course_utils.authoring.decks.deck import DECKS as FOLDER
+from tests.authoring.decks.throwaway_deck import NUM_SLIDES, code, deck, picture, save, slide
 
 pytestmark = pytest.mark.browser
-DECKS = sorted(slides.DECKS.glob("[0-9][0-9]_*.ipynb"))
+DECKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 NOTE = slide("Say this.", "notes")
 
 
 def build(nb, folder: Path) -> Path:
-    return slides.build_deck(save(nb, folder), folder).path
+    return build_deck(save(nb, folder), folder).path
 
 
 @pytest.mark.parametrize("notebook", DECKS, ids=lambda path: path.stem)
 def test_deck_can_be_presented(notebook, browser, tmp_path):
-    built = slides.build_deck(notebook, tmp_path)
+    built = build_deck(notebook, tmp_path)
     seen = walk(browser, built.path)
     assert seen.problems() == []
     assert len(seen.slides) == built.num_slides
@@ -103,7 +104,7 @@ def test_speaker_view_opens_with_the_notes_and_drives_the_deck(browser, tmp_path
     notes.get_by_text("What is on the axes.").wait_for()
     assert page.evaluate("Reveal.getIndices().h") == 3
     assert any("receiver" in url for url in seen.requests)
-    assert [url for url in seen.requests if not url.startswith(slides_browser.LOCAL_SCHEMES)] == []
+    assert [url for url in seen.requests if not url.startswith(LOCAL_SCHEMES)] == []
     popup.close()
     page.close()
 
@@ -139,7 +140,7 @@ def test_deck_opens_in_jupyterlab_without_the_network(notebook, browser, lab, tm
     folder = lab.root / "slides"
     folder.mkdir(exist_ok=True)
     path = Path(shutil.copy(notebook, folder)) if notebook else save(deck(), folder)
-    shutil.copy(slides.DECKS / "rise.css", folder)
+    shutil.copy(FOLDER / "rise.css", folder)
     title, elsewhere = present_live(browser, lab, f"slides/{path.name}")
     assert re.match(r"\d\d · ", title)
     assert elsewhere == []

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from course_utils.data.collators import (
-    IGNORE_INDEX,
+    IGNORED,
     SpanCorruptionCollator,
     StackingCollator,
     add_sentinels,
@@ -87,7 +87,7 @@ def test_collator_pads_and_keeps_specials_out(tokenizer):
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     for row, mask, labels, feature in zip(*batch.values(), features, strict=True):
         ids = row[mask.bool()].tolist()
-        target = labels[labels != IGNORE_INDEX].tolist()
+        target = labels[labels != IGNORED].tolist()
         assert (row[mask == 0] == tokenizer.pad_token_id).all()
         assert ids[-1] == target[-1] == tokenizer.sep_token_id
         assert tokenizer.cls_token_id not in ids
@@ -119,7 +119,7 @@ def test_adding_sentinels_twice_adds_them_once(tokenizer):
 def test_pad_labels_fills_with_the_ignored_index():
     padded = pad_labels([[1, 2, 3], [4]], pad_to_multiple_of=8)
     assert padded.shape == (2, 8) and padded.dtype == torch.int64
-    assert padded[1].tolist() == [4] + [IGNORE_INDEX] * 7
+    assert padded[1].tolist() == [4] + [IGNORED] * 7
     assert pad_labels([[1, 2, 3], [4]]).shape == (2, 3)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from course_utils.data.collators import IGNORE_INDEX
+from course_utils.data.batches import IGNORED
 from course_utils.data.packing import PADDING, PackedCollator, assign_rows, document_mask, pack_documents
 
 LENGTHS = [7, 12, 1, 20, 3, 16, 9, 2, 14]
@@ -48,7 +48,7 @@ def test_rows_hold_every_document_whole_and_once():
 def test_a_row_has_restarting_positions_and_no_target_at_a_start():
     (row,) = pack_documents([[5, 6, 7], [8, 9]], row_length=7)
     assert row["input_ids"].tolist() == [5, 6, 7, 8, 9, 0, 0]
-    assert row["labels"].tolist() == [IGNORE_INDEX, 6, 7, IGNORE_INDEX, 9, IGNORE_INDEX, IGNORE_INDEX]
+    assert row["labels"].tolist() == [IGNORED, 6, 7, IGNORED, 9, IGNORED, IGNORED]
     assert row["position_ids"].tolist() == [0, 1, 2, 0, 1, 0, 1]
     assert row["document_ids"].tolist() == [0, 0, 0, 1, 1, PADDING, PADDING]
 

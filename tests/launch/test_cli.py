@@ -34,7 +34,7 @@ def test_flags_change_the_file(tmp_path, capsys):
 
 
 def order(folder):
-    from course_utils.launch.files import FILES
+    from course_utils.launch.files.write import FILES
 
     names = [file.name for file in FILES]
     return lambda path: names.index(path.name)
@@ -129,5 +129,5 @@ def test_importing_costs_nothing():
     heavy = "{'torch', 'transformers', 'accelerate', 'deepspeed', 'pydantic', 'jinja2'}"
     program = f"import sys, course_utils.launch; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
-    program = "import sys, course_utils.launch.check, course_utils.launch.files; sys.exit('torch' in sys.modules)"
+    program = "import sys, course_utils.launch.check.folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -13,15 +13,15 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from course_utils.launch import cloud
-from course_utils.launch.arguments import program, program_arguments
-from course_utils.launch.check import check
-from course_utils.launch.check_cloud import expanded, lost
-from course_utils.launch.check_scripts import resolve
-from course_utils.launch.errors import SpecError
-from course_utils.launch.files import render, write
+from course_utils.errors import SpecError
+from course_utils.launch.check.cloud import expanded, lost
+from course_utils.launch.check.folder import check
+from course_utils.launch.check.scripts import resolve
+from course_utils.launch.files import cloud
+from course_utils.launch.files.write import render, write
 from course_utils.launch.spec import Spec
-from course_utils.launch.spec_file import read_spec
+from course_utils.launch.spec.arguments import program, program_arguments
+from course_utils.launch.spec.read import read_spec
 
 SPECS, EXECUTED_EVERY, CHECKED_EVERY = 1000, 10, 20
 FOLDER = "launch"

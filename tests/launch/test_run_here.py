@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_project import PARAMETERS, ROWS, offline_project
 
 from course_utils.launch import Spec, SpecError, write
 from course_utils.launch.run_here import RunFailed, run_here
 from course_utils.parallel.processes import kill, last_lines, start, wait
+from tests.launch.tiny_project import PARAMETERS, ROWS, offline_project
 
 HALF = PARAMETERS // 2
 AGREES = 5e-6  # of losses near 6 and weights near 0.02 with DDP's, after 4 steps; measured: at most 5e-7

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from api_arguments import problems
 
-from course_utils.teach.build import ROOT, targets
+from course_utils.authoring.build import ROOT, targets
+from tests.lessons.api_arguments import problems
 
 SOURCES = [*targets(), *sorted((ROOT / "course_utils").rglob("*.py")), *sorted((ROOT / "bench").glob("*.py"))]
 

@@ -7,9 +7,11 @@ import pytest
 
 from course_utils.teach.exercise import attempt, find, solution
 
-# wrong_answers_NN.py: WRONG = {"NN.1": [(answer, words of its hint), ...], ...}, one entry per exercise of the lesson
-MODULES = sorted(path.stem for path in Path(__file__).parent.glob("wrong_answers_*.py"))
-WRONG = {id: cases for name in MODULES for id, cases in import_module(name).WRONG.items()}
+# lesson_NN/wrong_answers.py: WRONG = {"NN.1": [(answer, words of its hint), ...], ...}, an entry for each exercise
+MODULES = sorted(path.parent.name for path in Path(__file__).parent.glob("lesson_*/wrong_answers.py"))
+WRONG = {
+    id: cases for name in MODULES for id, cases in import_module(f"tests.lessons.{name}.wrong_answers").WRONG.items()
+}
 
 
 @pytest.mark.parametrize("id", WRONG)
@@ -41,10 +43,10 @@ def test_exercise_has_a_title_and_a_hint_of_its_own(id):
 
 
 def test_every_exercise_has_at_least_two_wrong_answers():
-    import course_utils.teach.exercises as exercises
+    import course_utils.lessons as lessons
     from course_utils.teach.exercise import _REGISTRY
 
-    for path in Path(exercises.__file__).parent.glob("lesson_*.py"):
-        import_module(f"course_utils.teach.exercises.{path.stem}")
-    written = {id for id, found in _REGISTRY.items() if found.checker.__module__.startswith(exercises.__name__)}
+    for path in Path(lessons.__file__).parent.glob("lesson_*/exercises.py"):
+        import_module(f"course_utils.lessons.{path.parent.name}.exercises")
+    written = {id for id, found in _REGISTRY.items() if found.checker.__module__.startswith(lessons.__name__)}
     assert {id for id, cases in WRONG.items() if len(cases) >= 2} >= written

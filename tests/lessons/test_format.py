@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lesson_rules as rules
 import nbformat
 import pytest
 
-from course_utils.teach import build
+from course_utils.authoring import build
+from tests.lessons import rules as rules
 
 ROOT = build.ROOT
 LESSONS = [n for n in build.targets().values() if n.parent.name == "notebooks"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from headless import papermill
-from hub_files import DOLLY, SST2, write_real_text
-from hub_server import HubServer
 
-from course_utils.data.hub import HUB_NAMES
-from course_utils.teach.run_course import lessons
+from course_utils.authoring.run_course import lessons
+from course_utils.hub import HUB_NAMES
+from tests.headless import papermill
+from tests.hub_files import DOLLY, SST2, write_real_text
+from tests.hub_server import HubServer
 
 # What a lesson must have fetched: otherwise it did not use the source it was told to use.
 USES = {

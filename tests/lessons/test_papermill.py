@@ -8,10 +8,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from headless import papermill
 
-from course_utils.teach.build import ROOT
-from course_utils.teach.run_course import lessons
+from course_utils.authoring.build import ROOT
+from course_utils.authoring.run_course import lessons
+from tests.headless import papermill
 
 LESSONS = lessons()
 BAD = {

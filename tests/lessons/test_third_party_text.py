@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-import lesson_rules
 import nbformat
 import pytest
 
+from course_utils.authoring.build import ROOT, targets
 from course_utils.data import load_classification, load_language_modelling, own_sentences
-from course_utils.teach.build import ROOT, targets
+from tests.lessons import rules as lesson_rules
 
 SENTENCE_PHRASE = 6  # words in a row shared with a sentence of the classification set
 PARAGRAPH_PHRASE = 9  # with any paragraph of the libraries: longer, because short ones are plain English

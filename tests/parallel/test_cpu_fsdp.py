@@ -10,7 +10,7 @@ import pytest
 from course_utils.parallel import RanksFailed, cpu_site_folder, run_ranks
 
 SITE = {"PYTHONPATH": str(cpu_site_folder())}
-GUARD = Path(__file__).resolve().parents[1] / "notebooks" / "guard"
+GUARD = Path(__file__).resolve().parents[1] / "guard"
 
 
 def train_with_fsdp(version, offload=False, hsdp=False):

@@ -6,15 +6,15 @@ import signal
 
 import pytest
 from safetensors.torch import load_file
-from tiny_project import offline_project
 
 from course_utils.launch import Spec
-from course_utils.launch.arguments import program_arguments
 from course_utils.launch.run_here import run_here
+from course_utils.launch.spec.arguments import program_arguments
 from course_utils.parallel.what_ran import WrongRun, check_ranks
 from course_utils.recipes import finetune
 from course_utils.recipes.finetune_data import tokenize
 from course_utils.training.resume import COMPLETE, last_complete_checkpoint
+from tests.launch.tiny_project import offline_project
 
 QUIET = ["--use_cpu", "--logging_steps=1", "--learning_rate=1e-3", "--disable_tqdm=true", "--report_to=none"]
 

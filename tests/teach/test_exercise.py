@@ -17,8 +17,8 @@ def solution_1(numbers):
 def lesson_99(monkeypatch):
     """A lesson 99 with one exercise: the mean of a list."""
     monkeypatch.setattr(engine, "_REGISTRY", {})
-    exercises = types.ModuleType("course_utils.teach.exercises.lesson_99")
-    solutions = types.ModuleType("course_utils.teach.solutions.lesson_99")
+    exercises = types.ModuleType("course_utils.lessons.lesson_99.exercises")
+    solutions = types.ModuleType("course_utils.lessons.lesson_99.solutions")
     monkeypatch.setitem(sys.modules, exercises.__name__, exercises)
     monkeypatch.setitem(sys.modules, solutions.__name__, solutions)
     solutions.solution_1 = solution_1

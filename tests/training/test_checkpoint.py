@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-import tiny_run
 import torch
 
 from course_utils.training.checkpoint import (
@@ -22,6 +21,7 @@ from course_utils.training.checkpoint import (
     set_random_state,
     verify_checkpoint,
 )
+from tests.training import tiny_run
 
 KILL_POINTS = ["weights", "state", "flush", "rename", "swap", "discard", "signal"]
 

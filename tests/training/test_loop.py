@@ -3,15 +3,16 @@
 import copy
 
 import pytest
-import tiny_run
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from course_utils.data.batches import ShuffledBatches
 from course_utils.training import loop
 from course_utils.training.evaluation import evaluate, macro_f1, predict
-from course_utils.training.loop import LoopConfig, ShuffledBatches, clip_grad_norm, summed_cross_entropy, train
+from course_utils.training.loop import LoopConfig, clip_grad_norm, summed_cross_entropy, train
 from course_utils.training.optim import parameter_groups
 from course_utils.training.schedules import make_scheduler
+from tests.training import tiny_run
 
 
 def small_classifier():

@@ -4,13 +4,14 @@ import shutil
 
 import pytest
 import torch
-from trainer_runs import Classifier, GreedyClassifier, make_rows, make_trainer, same_weights
 from transformers import TrainerCallback, default_data_collator, set_seed
 
-from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.data.batches import ShuffledBatches
+from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import parameter_groups
 from course_utils.training.schedules import make_scheduler
 from course_utils.training.settings import logged
+from tests.training.trainer_runs import Classifier, GreedyClassifier, make_rows, make_trainer, same_weights
 
 FOLDER_FILES = ("optimizer.pt", "rng_state.pth", "scheduler.pt")
 

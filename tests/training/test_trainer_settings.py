@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-from trainer_runs import make_trainer
 from transformers import TrainingArguments
 
 from course_utils.teach.lesson import quieten
@@ -19,6 +18,7 @@ from course_utils.training.settings import (
     settings_table,
     typical_values,
 )
+from tests.training.trainer_runs import make_trainer
 
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 

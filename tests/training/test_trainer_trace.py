@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from trainer_runs import Classifier, make_trainer, same_weights
 from transformers import Trainer, TrainerCallback
 
 from course_utils.training.trainer_trace import Call, Trace, outline, trace
+from tests.training.trainer_runs import Classifier, make_trainer, same_weights
 
 STEP = """get_batch_samples
 on_step_begin

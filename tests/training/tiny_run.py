@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from course_utils.data.batches import ShuffledBatches
 from course_utils.training import checkpoint
-from course_utils.training.loop import LoopConfig, ShuffledBatches, train
+from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import AdamW
 from course_utils.training.schedules import make_scheduler
 

@@ -1,7 +1,7 @@
 """Decks in a real browser: open from file://, walk through every slide, measure what is shown, take pictures.
 
-Used by ``python -m course_utils.teach.slides --pictures`` and by the browser tests, so that authors see the same
-verdicts as the tests.
+Used by ``python -m course_utils.authoring.decks.build --pictures`` and by the browser tests, so that authors see the
+same verdicts as the tests.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from course_utils.authoring.decks.deck import DeckError
 
 WIDTH, HEIGHT = 1280, 720
 MIN_FIGURE_HEIGHT = 260  # px on the 720 px high slide: a figure squeezed below this cannot be read
@@ -127,8 +129,6 @@ def chromium() -> Iterator:
         DeckError: no Chromium on this machine.
     """
     from playwright.sync_api import sync_playwright
-
-    from course_utils.teach.slides import DeckError
 
     executable = find_chromium()
     if executable is None:

@@ -14,7 +14,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from course_utils.teach.slides import DeckError, reveal_file
+from course_utils.authoring.decks.deck import DeckError, reveal_file
 
 # MathML Core: how many children each of these takes. latex2mathml leaves one out when an argument is missing.
 _CHILDREN = dict.fromkeys(("mfrac", "msub", "msup", "munder", "mover", "mroot"), 2) | {"msubsup": 3, "munderover": 3}

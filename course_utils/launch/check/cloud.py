@@ -20,12 +20,14 @@ from typing import Any
 
 import yaml
 
-from course_utils.launch import check_program, cloud
-from course_utils.launch.check import Row, guarded
-from course_utils.launch.check_program import Program
-from course_utils.launch.check_scripts import Started, resolve
+from course_utils.gpus import GPUS
+from course_utils.launch.check import program as check_program
+from course_utils.launch.check.program import Program
+from course_utils.launch.check.rows import Row, guarded
+from course_utils.launch.check.scripts import Started, resolve
+from course_utils.launch.check.stand_ins import record
+from course_utils.launch.files import cloud
 from course_utils.launch.spec import Spec
-from course_utils.launch.stand_ins import record
 
 FIRST, PORT = "10.0.0.1", "23456"  # the first machine, as a cluster would name it
 SAGEMAKER_OPTIONS = ("--image", "image", "--role", "role", "--checkpoints", "s3://bucket/c", "--data", "s3://bucket/d")
@@ -102,7 +104,7 @@ def skypilot(spec: Spec, folder: Path) -> Iterable[Row]:
     yield Row(file, "name", cloud.sky_name(spec), task["name"])
     yield Row(file, "nodes", spec.nodes, task["num_nodes"])
     resources = task["resources"]
-    accelerators = f"{cloud.ACCELERATORS[spec.gpu]}:{spec.gpus_per_node}" if spec.device == "cuda" else None
+    accelerators = f"{GPUS[spec.gpu].accelerator}:{spec.gpus_per_node}" if spec.device == "cuda" else None
     yield Row(file, "accelerators per node", accelerators, resources.get("accelerators"))
     yield Row(file, "image", f"docker:{spec.image}" if spec.image else None, resources.get("image_id"))
     seconds = re.search(r"--kill-after=(\d+) (\d+) ", task["run"])

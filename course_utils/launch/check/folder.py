@@ -4,13 +4,12 @@
 
 Reading is resolving: defaults, environment variables and rounding included, because that is where settings get lost
 without a word (lesson 15). The shell scripts are executed, with the launchers replaced by one that only writes down its
-arguments and environment (``check_scripts``).
+arguments and environment (``scripts``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import subprocess
@@ -18,36 +17,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from course_utils.launch.errors import SpecError
-from course_utils.launch.spec import Spec
+from course_utils.errors import SpecError
+from course_utils.launch.check import cloud, launchers, slurm
+from course_utils.launch.check.rows import Row, guarded
+from course_utils.launch.files.write import FILES, files_of
+from course_utils.launch.spec import Spec, read_spec
 
-# Modules with a function rows(spec, folder) -> list[Row]; each knows the files it is for.
-CHECKS = ("check_launchers", "check_slurm", "check_cloud")
-
-
-class Row(NamedTuple):
-    """One comparison: in which file, of what, what the spec asks for, what the tool makes of the file."""
-
-    file: str
-    field: str
-    asked: Any
-    resolved: Any
-
-    @property
-    def same(self) -> bool:
-        return self.asked == self.resolved
-
-
-def guarded(file: str, rows_of: Callable[..., Iterable[Row]], *arguments: Any) -> list[Row]:
-    """The rows of ``rows_of(*arguments)``; a file its tool cannot read is a row that differs, not a traceback."""
-    found: list[Row] = []
-    try:
-        found.extend(rows_of(*arguments))
-    except (Exception, SystemExit) as error:
-        found.append(Row(file, "can be resolved", "yes", f"{type(error).__name__}: {' '.join(str(error).split())}"))
-    return found
+CHECKS: tuple[tuple[str, Callable[[Spec, Path], list[Row]]], ...] = (
+    ("launchers", launchers.rows),
+    ("slurm", slurm.rows),
+    ("cloud", cloud.rows),
+)
 
 
 def check(folder: str | os.PathLike[str]) -> list[Row]:
@@ -56,17 +37,14 @@ def check(folder: str | os.PathLike[str]) -> list[Row]:
     Raises:
         SpecError: there is no such folder, or no readable spec.yaml to compare with.
     """
-    from course_utils.launch.spec_file import read_spec
-
     path = Path(folder)
     if not path.is_dir():
         raise SpecError(f"folder={str(folder)!r} is not a folder; allowed: a folder of launch files")
     spec = read_spec(path / "spec.yaml")
     found = _present(spec, path) + guarded("*.sh", _well_formed, path)
     with _silence():
-        for name in CHECKS:
-            module = importlib.import_module(f"course_utils.launch.{name}")
-            found += guarded(name, module.rows, spec, path)
+        for name, rows in CHECKS:
+            found += guarded(name, rows, spec, path)
     return found
 
 
@@ -85,8 +63,6 @@ def _silence() -> Iterator[None]:
 
 def _present(spec: Spec, folder: Path) -> list[Row]:
     """Nothing missing, and nothing left over from another spec."""
-    from course_utils.launch.files import FILES, files_of
-
     expected = {file.name for file in files_of(spec)}
     return [
         Row(file.name, "exists", file.name in expected, (folder / file.name).is_file())
@@ -109,21 +85,3 @@ def _well_formed(folder: Path) -> Iterable[Row]:
         for script in scripts:
             own = [line for line in complaints if line.startswith(f"{script.name}:")]
             yield Row(script.name, "shellcheck", "no complaint", "; ".join(own) or "no complaint")
-
-
-def table(rows: Iterable[Row], width: int = 44) -> str:
-    """The rows as text, one line each; values longer than ``width`` characters are cut unless they differ."""
-
-    def shown(value: Any, row: Row) -> str:
-        text = value if isinstance(value, str) and value.isprintable() else repr(value)
-        return text if len(text) <= width or not row.same else f"{text[: width - 3]}..."
-
-    lines = [("file", "what", "asked", "resolved", "same")]
-    lines += [
-        (row.file, row.field, shown(row.asked, row), shown(row.resolved, row), "yes" if row.same else "NO")
-        for row in rows
-    ]
-    widths = [min(max(len(line[column]) for line in lines), width) for column in range(5)]
-    return "\n".join(
-        "  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

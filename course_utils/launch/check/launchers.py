@@ -12,11 +12,11 @@ from unittest import mock
 
 import yaml
 
-from course_utils.launch import check_program, settings
-from course_utils.launch.check import Row, guarded
-from course_utils.launch.check_program import Program
-from course_utils.launch.check_scripts import Started, resolve
-from course_utils.launch.spec import Spec
+from course_utils.launch.check import program as check_program
+from course_utils.launch.check.program import Program
+from course_utils.launch.check.rows import Row, guarded
+from course_utils.launch.check.scripts import Started, resolve
+from course_utils.launch.spec import Spec, settings
 
 MASTER = {"MASTER_ADDR": "first.machine", "MASTER_PORT": "23456"}  # as a scheduler would set them
 

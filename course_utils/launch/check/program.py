@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from course_utils.launch import arguments, settings
-from course_utils.launch.check import Row
-from course_utils.launch.spec import Spec
+from course_utils.launch.check.rows import Row
+from course_utils.launch.spec import Spec, arguments, settings
 
 
 class Program(NamedTuple):

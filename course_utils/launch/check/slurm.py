@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from unittest import mock
 
-from course_utils.launch import check_program
-from course_utils.launch.check import Row, guarded
-from course_utils.launch.check_program import Program
-from course_utils.launch.check_scripts import LAUNCHERS, STAND_IN, Started, stand_ins, started
+from course_utils.launch.check import program as check_program
+from course_utils.launch.check.program import Program
+from course_utils.launch.check.rows import Row, guarded
+from course_utils.launch.check.scripts import LAUNCHERS, STAND_IN, Started, stand_ins, started
 from course_utils.launch.spec import Spec
 
 FILE = "slurm.sbatch"

@@ -9,26 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from course_utils.launch import arguments, settings
-from course_utils.launch.spec import Spec
+from course_utils.gpus import GPUS
+from course_utils.launch.spec import Spec, arguments, settings
 
-# GPUs of one machine -> SageMaker training instances with exactly so many, the cheapest first. Names: the API's
-# TrainingInstanceType; GPUs per instance: https://aws.amazon.com/sagemaker/ai/pricing/ ("accelerated computing").
-INSTANCES: dict[str, dict[int, str]] = {
-    "H200-141GB": {8: "ml.p5en.48xlarge"},
-    "H100-80GB": {1: "ml.p5.4xlarge", 8: "ml.p5.48xlarge"},
-    "A100-80GB": {8: "ml.p4de.24xlarge"},
-    "A100-40GB": {8: "ml.p4d.24xlarge"},
-    "L40S-48GB": {1: "ml.g6e.2xlarge", 4: "ml.g6e.12xlarge", 8: "ml.g6e.48xlarge"},
-    "A10G-24GB": {1: "ml.g5.2xlarge", 4: "ml.g5.12xlarge", 8: "ml.g5.48xlarge"},
-    "L4-24GB": {1: "ml.g6.2xlarge", 4: "ml.g6.12xlarge", 8: "ml.g6.48xlarge"},
-    "V100-16GB": {1: "ml.p3.2xlarge", 4: "ml.p3.8xlarge", 8: "ml.p3.16xlarge"},
-    "T4-16GB": {1: "ml.g4dn.2xlarge", 4: "ml.g4dn.12xlarge"},
-}
 CPU_INSTANCE = "ml.c5.4xlarge"  # 16 processor cores: the rehearsal
-
-# SkyPilot's names, which its catalogues of all clouds share (`sky show-gpus`).
-ACCELERATORS = {gpu: gpu.split("-")[0] for gpu in INSTANCES} | {"A100-80GB": "A100-80GB", "A100-40GB": "A100"}
 
 SAGEMAKER_CHECKPOINTS = "/opt/ml/checkpoints"  # SageMaker keeps this folder and an S3 prefix equal, both ways
 KUBERNETES_OUTPUT = "/output"  # where the TrainJob mounts its claim
@@ -49,7 +33,7 @@ def sky_name(spec: Spec) -> str:
 
 def instance_type(spec: Spec) -> str:
     """The SageMaker instance of one machine of the spec; empty where there is none (see ``no_instance``)."""
-    return CPU_INSTANCE if spec.device == "cpu" else INSTANCES[spec.gpu].get(spec.gpus_per_node, "")
+    return CPU_INSTANCE if spec.device == "cpu" else GPUS[spec.gpu].instances.get(spec.gpus_per_node, "")
 
 
 def no_instance(spec: Spec) -> str:
@@ -60,7 +44,7 @@ def no_instance(spec: Spec) -> str:
     """
     if instance_type(spec):
         return ""
-    offered = " or ".join(str(number) for number in INSTANCES[spec.gpu])
+    offered = " or ".join(str(number) for number in GPUS[spec.gpu].instances)
     return (
         f"gpus_per_node={spec.gpus_per_node} is not offered by SageMaker with gpu={spec.gpu!r}; "
         f"allowed: {offered}, or --instance-type with an instance of your choice"
@@ -139,4 +123,4 @@ def trainjob_values(spec: Spec, folder: str) -> dict[str, Any]:
 
 
 def skypilot_values(spec: Spec, folder: str) -> dict[str, Any]:
-    return {"job": sky_name(spec), "accelerator": ACCELERATORS[spec.gpu], "script": f"{folder}/torchrun.sh"}
+    return {"job": sky_name(spec), "accelerator": GPUS[spec.gpu].accelerator, "script": f"{folder}/torchrun.sh"}

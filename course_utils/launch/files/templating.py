@@ -78,7 +78,7 @@ def comment(value: Any) -> str:
 def environment() -> Environment:
     """Jinja with the filters of this module; an undefined name in a template is an error."""
     found = Environment(
-        loader=PackageLoader("course_utils.launch"),
+        loader=PackageLoader("course_utils.launch.files"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from course_utils.launch import arguments, settings, why
-from course_utils.launch.spec import Spec
+from course_utils.launch.files import why
+from course_utils.launch.spec import Spec, arguments, settings
 
 
 def spec_yaml(spec: Spec, folder: str) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from course_utils.launch import cloud, values
-from course_utils.launch.errors import SpecError
+from course_utils.errors import SpecError
+from course_utils.launch.files import cloud, values
+from course_utils.launch.files.templating import fill
 from course_utils.launch.spec import Spec
-from course_utils.launch.templating import fill
 
 Values = Callable[[Spec, str], dict[str, Any]]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from course_utils.launch.shapes import ModelShape, linears
 from course_utils.launch.spec import Spec
+from course_utils.models.shapes import ModelShape, linears
 
 FP32 = 4  # bytes
 LOG_SUM_EXP = 4  # bytes per token and head that flash attention keeps instead of the scores
@@ -58,7 +58,7 @@ def norm(width: int, how: Kept, shape: ModelShape, trained: bool = True) -> int:
     return width * (FP32 + (how.residual if trained else 0))
 
 
-def attention(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 1, masked: bool = False) -> int:
+def attention(shape: ModelShape, how: Kept, trained: bool = True, tp: int = 1, masked: bool = False) -> int:
     """Bytes per token between the projections: queries, keys, values, the output, and a sum per head.
 
     FlashAttention recomputes the scores (Dao et al. 2022, algorithm 4), so nothing grows with the square of the
@@ -71,7 +71,7 @@ def attention(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 
         wide += how.compute * (q + kv)
     if shape.qk_norm:
         wide += (q + kv) * (FP32 + (how.compute if trained else 0))
-    return wide // shards
+    return wide // tp
 
 
 def masked_layers(spec: Spec, shape: ModelShape) -> int:
@@ -86,17 +86,17 @@ def is_padded(spec: Spec) -> bool:
     return spec.micro_batch > 1 and spec.context_parallel == 1
 
 
-def mlp(shape: ModelShape, how: Kept, trained: bool = True, shards: int = 1) -> int:
+def mlp(shape: ModelShape, how: Kept, trained: bool = True, tp: int = 1) -> int:
     """Bytes per token of the wide tensors: gate, up, activated gate, and their product; ungated: before and after.
 
     GPT-2's ``gelu_new`` is written out in Python and keeps five. The last one is the input of the down projection,
     which frozen weights do not need (their adapter keeps its own copy, see ``inputs``).
     """
     tensors = 4 if shape.gated_mlp else 5 if shape.activation == "gelu_new" else 2
-    return how.compute * shape.intermediate_size * (tensors - (0 if trained or not how.cast else 1)) // shards
+    return how.compute * shape.intermediate_size * (tensors - (0 if trained or not how.cast else 1)) // tp
 
 
-def inputs(shape: ModelShape, how: Kept, lora_rank: int = 0, shards: int = 1) -> int:
+def inputs(shape: ModelShape, how: Kept, lora_rank: int = 0, tp: int = 1) -> int:
     """Bytes per token of the inputs of the linear layers that are not counted elsewhere.
 
     Under autocast every linear layer keeps a 16-bit copy of its own; otherwise those that read the same tensor share
@@ -108,7 +108,7 @@ def inputs(shape: ModelShape, how: Kept, lora_rank: int = 0, shards: int = 1) ->
     of_norms = sum(width for width, _ in _readers_of_norms(shape)) * how.cast
     if not lora_rank:
         return of_norms
-    return of_norms + (shape.query_size + shape.intermediate_size) * how.cast // shards + rank
+    return of_norms + (shape.query_size + shape.intermediate_size) * how.cast // tp + rank
 
 
 def _readers_of_norms(shape: ModelShape) -> list[tuple[int, int]]:
@@ -123,12 +123,12 @@ def layer(spec: Spec, shape: ModelShape, masked: bool) -> int:
 
     A mask, (B, 1, T, T), becomes numbers of the computation's type in every layer that uses it, and SDPA keeps it.
     """
-    how, trained, shards = kept(spec), not spec.lora_rank, spec.tensor_parallel
+    how, trained, tp = kept(spec), not spec.lora_rank, spec.tensor_parallel
     return (
         2 * norm(shape.hidden_size, how, shape, trained)
-        + inputs(shape, how, spec.lora_rank, shards)
-        + attention(shape, how, trained, shards, masked)
-        + mlp(shape, how, trained, shards)
+        + inputs(shape, how, spec.lora_rank, tp)
+        + attention(shape, how, trained, tp, masked)
+        + mlp(shape, how, trained, tp)
         + (how.compute * spec.sequence_length if masked else 0)
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from course_utils.launch.memory import GIB
-from course_utils.launch.plan import Plan, plan
-from course_utils.launch.shapes import linears
+from course_utils.launch.planner.memory import GIB
+from course_utils.launch.planner.plan import Plan, plan
 from course_utils.launch.spec import Spec
+from course_utils.models.shapes import linears
 
 
 class Estimate(NamedTuple):

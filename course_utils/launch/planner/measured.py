@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
-from course_utils.launch.activations import is_padded
-from course_utils.launch.shapes import ModelShape
+from course_utils.launch.planner.activations import is_padded
 from course_utils.launch.spec import Spec
+from course_utils.models.shapes import ModelShape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ def build(spec: Spec, config: PreTrainedConfig) -> tuple[nn.Module, ModelShape]:
     import torch
     from transformers import initialization
 
-    from course_utils.launch.model_files import model_class, shape_of_model
+    from course_utils.models.configs import model_class, shape_of_model
 
     dtype = torch.bfloat16 if spec.precision == "bf16_weights" else torch.float32
     with initialization.no_init_weights():

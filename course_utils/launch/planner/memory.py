@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from course_utils.launch import activations
-from course_utils.launch.settings import BUCKET
-from course_utils.launch.shapes import (
+from course_utils.launch.planner import activations
+from course_utils.launch.spec import Spec
+from course_utils.launch.spec.settings import BUCKET
+from course_utils.models.shapes import (
     ModelShape,
     adapter_parameters,
     linears,
     parameter_count,
     vocabulary_parameters,
 )
-from course_utils.launch.spec import Spec
 
 GIB = 2**30
 CONTEXT = 0.8 * GIB  # CUDA context, cuBLAS workspaces and NCCL's channels: an assumption, 0.5-1 GiB is usual
@@ -108,7 +108,7 @@ def parameters(spec: Spec, shape: ModelShape) -> Parameters:
     return Parameters(everything, 0, layer, outside, embedding, matrices)
 
 
-def shards(spec: Spec) -> int:
+def state_shards(spec: Spec) -> int:
     """GPUs that divide one copy of the state: context parallel ranks too, tensor parallel ranks and replicas not."""
     return 1 if spec.strategy == "ddp" else spec.world_size // (spec.tensor_parallel * spec.replicas)
 
@@ -120,13 +120,13 @@ def share(count: int, parts: int) -> int:
 
 def weights(spec: Spec, count: Parameters) -> int:
     """Weights as they are stored; sharded by FSDP and ZeRO-3."""
-    parts = shards(spec) if spec.is_fsdp or spec.strategy == "zero3" else 1
+    parts = state_shards(spec) if spec.is_fsdp or spec.strategy == "zero3" else 1
     return share(count.trained, parts) * bytes_of(spec).weight + share(count.frozen, parts) * frozen_bytes(spec)
 
 
 def gradients(spec: Spec, count: Parameters) -> int:
     """Gradients after the backward pass: whole in DDP and ZeRO-1, else this rank's part (ZeRO paper, section 5.2)."""
-    parts = 1 if spec.strategy in ("ddp", "zero1") else shards(spec)
+    parts = 1 if spec.strategy in ("ddp", "zero1") else state_shards(spec)
     return share(count.trained, parts) * bytes_of(spec).gradient
 
 
@@ -142,19 +142,19 @@ def unsharded_gradients(spec: Spec, count: Parameters) -> int:
 
 def optimizer(spec: Spec, count: Parameters) -> int:
     """AdamW's two moments (Kingma & Ba 2015, algorithm 1); sharded by everything but DDP."""
-    return share(count.trained, shards(spec)) * bytes_of(spec).optimizer
+    return share(count.trained, state_shards(spec)) * bytes_of(spec).optimizer
 
 
 def master_copies(spec: Spec, count: Parameters) -> int:
     """DeepSpeed's own copy of the weights for the update, sharded from stage 1 on (ZeRO paper, section 3.1)."""
-    return share(count.trained, shards(spec)) * bytes_of(spec).master
+    return share(count.trained, state_shards(spec)) * bytes_of(spec).master
 
 
 def step_gradients(spec: Spec, count: Parameters) -> int:
     """DeepSpeed casts this rank's gradients to the master copies' type for the update (``single_grad_partition``)."""
     if not spec.is_deepspeed or bytes_of(spec).gradient == bytes_of(spec).master:
         return 0
-    return share(count.trained, shards(spec)) * bytes_of(spec).master
+    return share(count.trained, state_shards(spec)) * bytes_of(spec).master
 
 
 def buckets(spec: Spec, count: Parameters) -> int:
@@ -218,9 +218,9 @@ def autocast_copies(spec: Spec, shape: ModelShape, count: Parameters, moment: st
     return {"loss": 2 * count.matrices, "step": 0}.get(moment, 2 * count.layer)
 
 
-def on_gpu(spec: Spec, shape: ModelShape) -> dict[str, dict[str, int]]:
+def on_gpu(spec: Spec, shape: ModelShape, count: Parameters) -> dict[str, dict[str, int]]:
     """Bytes on each GPU: ``{moment: {component: bytes}}``, for the moments and components of this module."""
-    return {moment: _at(moment, spec, shape, parameters(spec, shape)) for moment in MOMENTS}
+    return {moment: _at(moment, spec, shape, count) for moment in MOMENTS}
 
 
 def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters) -> dict[str, int]:
@@ -264,22 +264,21 @@ def _gradients_at(moment: str, spec: Spec, count: Parameters) -> int:
     return full * reduced[moment] // everything
 
 
-def on_host(spec: Spec, shape: ModelShape) -> dict[str, int]:
+def on_host(spec: Spec, count: Parameters) -> dict[str, int]:
     """Bytes in the memory of one machine, by component, for what is offloaded.
 
     ZeRO-Offload (Ren et al. 2021, section 4) keeps master copies, moments and fp32 gradients there; FSDP's
     ``CPUOffloadPolicy`` the sharded weights, gradients and moments.
     """
-    count, ranks = parameters(spec, shape), spec.gpus_per_node
     if spec.offload == "none":
         return {}
     found = {
         "optimizer": optimizer(spec, count),
         "master copies": master_copies(spec, count),
-        "gradients": share(count.trained, shards(spec)) * max(bytes_of(spec).master, bytes_of(spec).gradient),
+        "gradients": share(count.trained, state_shards(spec)) * max(bytes_of(spec).master, bytes_of(spec).gradient),
         "weights": weights(spec, count) if spec.offload == "all" else 0,
     }
-    return {name: size * ranks for name, size in found.items() if size}
+    return {name: size * spec.gpus_per_node for name, size in found.items() if size}
 
 
 def total_parameters(spec: Spec, shape: ModelShape) -> tuple[int, int]:

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from course_utils.launch import activations, memory
-from course_utils.launch.rules import GPUS
-from course_utils.launch.shapes import ModelShape
+from course_utils.gpus import GPUS
+from course_utils.launch.planner import activations, memory
 from course_utils.launch.spec import Spec
+from course_utils.models.shapes import ModelShape, adapter_parameters, matrix_parameters
 
-# One direction, GB/s per machine, as usually rented: DGX H100 and p5 (8 x 400 Gb/s), DGX A100 (8 x 200 Gb/s), p4d,
-# g6e (400 Gb/s), g5, g6, p3dn, g4dn (100 Gb/s).
-NETWORKS = {"H200-141GB": 400, "H100-80GB": 400, "A100-80GB": 200, "A100-40GB": 50, "L40S-48GB": 50}
-SLOW_NETWORK = 12.5
 LATENCY, NETWORK_LATENCY = 5e-6, 20e-6  # seconds per message between two GPUs of a machine, of two machines
 DDP_BUCKET = 25 * 2**20  # bytes of a message of torch's reducer (bucket_cap_mb)
 PCIE = 25e9  # bytes/s between host and GPU
 HOST_BANDWIDTH = 100e9  # bytes/s of a machine's memory, which bounds AdamW on the CPU
-FP32_SHARE = 1 / 16  # of the 16-bit peak: A100 19.5 of 312 TFLOP/s, H100 67 of 989
 
 
 class Speed(NamedTuple):
@@ -76,10 +71,8 @@ def recompute_factor(spec: Spec, shape: ModelShape) -> float:
 
 def _matrices(spec: Spec, shape: ModelShape) -> tuple[int, int, float]:
     """Weights of the model's matrix multiplications, those of adapters, and L H Q T (half of it where causal)."""
-    count = memory.parameters(spec.but(tensor_parallel=1) if spec.tensor_parallel > 1 else spec, shape)
-    adapters = count.trained if spec.lora_rank else 0
     scores = shape.num_hidden_layers * shape.query_size * spec.sequence_length / (2 if shape.lm_head else 1)
-    return count.matrices - adapters, adapters, scores
+    return matrix_parameters(shape), adapter_parameters(shape, spec.lora_rank), scores
 
 
 def compute_time(spec: Spec, shape: ModelShape) -> float:
@@ -87,7 +80,8 @@ def compute_time(spec: Spec, shape: ModelShape) -> float:
 
     ``mfu`` is that of the run without recomputation, so that it holds with and without checkpointing.
     """
-    peak = GPUS[spec.gpu].peak * 1e12 * (FP32_SHARE if spec.precision == "fp32" else 1)
+    gpu = GPUS[spec.gpu]
+    peak = (gpu.peak_fp32 if spec.precision == "fp32" else gpu.peak) * 1e12
     flops = flops_per_token(spec, shape) * recompute_factor(spec, shape)
     work = activations.tokens(spec) * spec.accumulation_steps * flops / spec.tensor_parallel
     return work / (peak * spec.mfu)
@@ -101,7 +95,7 @@ def link(spec: Spec, ranks: int, gap: int) -> tuple[float, float]:
     inside = GPUS[spec.gpu].link * 1e9
     if ranks * gap <= spec.gpus_per_node:
         return LATENCY, inside
-    network = (spec.network or NETWORKS.get(spec.gpu, SLOW_NETWORK)) * 1e9
+    network = (spec.network or GPUS[spec.gpu].network) * 1e9
     return NETWORK_LATENCY, min(inside, network / min(gap, spec.gpus_per_node))
 
 
@@ -118,10 +112,9 @@ def ring_time(spec: Spec, message: Message) -> float:
     return message.passes * (steps * latency * message.calls + steps / message.ranks * message.data / bandwidth)
 
 
-def messages(spec: Spec, shape: ModelShape) -> list[Message]:
+def messages(spec: Spec, shape: ModelShape, count: memory.Parameters) -> list[Message]:
     """All collectives of one optimizer step."""
-    count = memory.parameters(spec, shape)
-    parts, gap = memory.shards(spec), spec.tensor_parallel
+    parts, gap = memory.state_shards(spec), spec.tensor_parallel
     return [*_state(spec, shape, count, parts, gap), *_tensor_parallel(spec, shape), *_context(spec, shape)]
 
 
@@ -177,7 +170,7 @@ def hidden_time(spec: Spec, compute: float) -> float:
     return compute * 2 / 3 if spec.strategy == "zero2" else compute
 
 
-def offload_time(spec: Spec, shape: ModelShape) -> float:
+def offload_time(spec: Spec, count: memory.Parameters) -> float:
     """Seconds for what waits in host memory: gradients down and weights up over PCIe, AdamW on the CPU.
 
     The update reads weight, gradient and two moments and writes three of them: 28 bytes a parameter (Ren et al. 2021,
@@ -185,22 +178,22 @@ def offload_time(spec: Spec, shape: ModelShape) -> float:
     """
     if spec.offload == "none":
         return 0.0
-    count, each = memory.parameters(spec, shape), memory.bytes_of(spec)
-    mine = memory.share(count.trained, memory.shards(spec))
+    each = memory.bytes_of(spec)
+    mine = memory.share(count.trained, memory.state_shards(spec))
     moved = mine * (each.gradient + each.weight)
     if spec.offload == "all":
-        whole = memory.share(count.trained + count.frozen, memory.shards(spec))
+        whole = memory.share(count.trained + count.frozen, memory.state_shards(spec))
         moved += whole * each.weight * 2 * spec.accumulation_steps
     return moved / PCIE + mine * spec.gpus_per_node * 28 / HOST_BANDWIDTH
 
 
-def speed(spec: Spec, shape: ModelShape) -> Speed:
+def speed(spec: Spec, shape: ModelShape, count: memory.Parameters) -> Speed:
     """Seconds of a step and its parts, tokens a second over all GPUs, hours and cost of ``max_steps``."""
-    compute, sent = compute_time(spec, shape), messages(spec, shape)
+    compute, sent = compute_time(spec, shape), messages(spec, shape, count)
     behind = sum(ring_time(spec, message) for message in sent if message.hides)
     waited = sum(ring_time(spec, message) for message in sent if not message.hides)
     exposed = waited + max(0.0, behind - hidden_time(spec, compute))
-    offload = offload_time(spec, shape)
+    offload = offload_time(spec, count)
     step = compute + exposed + offload
     hours = spec.max_steps * step / 3600
     return Speed(

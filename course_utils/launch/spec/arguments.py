@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from course_utils.launch.errors import SpecError
-from course_utils.launch.shapes import ModelShape
-from course_utils.launch.spec import Spec
+from course_utils.errors import SpecError
+from course_utils.launch.spec.spec import Spec
+from course_utils.models.shapes import ModelShape
 
 FINETUNE = "course_utils.recipes.finetune"
 # Programs that take TRL's names for model, length, type and LoRA (trl.ModelConfig, trl.SFTConfig).
@@ -53,10 +53,10 @@ def task(spec: Spec) -> str:
     elif spec.model == "course/encoder":
         is_causal = False
     else:
-        from course_utils.launch import model_files
+        from course_utils.models import configs
 
         try:
-            is_causal = model_files.is_causal(spec.model)
+            is_causal = configs.is_causal(spec.model)
         except (SpecError, OSError):  # no folder, so a name; those that are built in are causal language models
             is_causal = True
     return "causal_lm" if is_causal else "classification"

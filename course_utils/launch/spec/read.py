@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from course_utils.launch.errors import SpecError
-from course_utils.launch.spec import Spec
+from course_utils.errors import SpecError
+from course_utils.launch.spec.spec import Spec
 
 
 def read_fields(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,45 +1,15 @@
-"""Which specs make no sense, and the sentence for each; the GPUs the planner knows.
-
-Numbers of a GPU are its maker's: dense 16-bit tensor-core peak, memory, and the bandwidth of one direction of the
-link between the GPUs of a machine (NVLink, or PCIe where there is none).
-"""
+"""Which specs make no sense, and the sentence for each."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
-from course_utils.launch.errors import SpecError, out_of_range
+from course_utils.errors import SpecError, out_of_range
+from course_utils.gpus import GPUS
 
 if TYPE_CHECKING:
-    from course_utils.launch.spec import Spec
-
-Gpu = Literal[
-    "H200-141GB", "H100-80GB", "A100-80GB", "A100-40GB", "L40S-48GB", "A10G-24GB", "L4-24GB", "V100-16GB", "T4-16GB"
-]
-
-
-class GpuKind(NamedTuple):
-    """Memory in GiB as the driver reports it, peak in TFLOP/s (dense, 16 bit), link in GB/s (one direction)."""
-
-    memory: float
-    peak: float
-    link: float
-    bf16: bool = True
-
-
-# Makers' data sheets: H200, H100 SXM, A100 SXM, L40S, A10G, L4, V100 SXM2, T4.
-GPUS: dict[str, GpuKind] = {
-    "H200-141GB": GpuKind(140.0, 989, 450),
-    "H100-80GB": GpuKind(79.6, 989, 450),
-    "A100-80GB": GpuKind(79.3, 312, 300),
-    "A100-40GB": GpuKind(39.4, 312, 300),
-    "L40S-48GB": GpuKind(44.4, 362, 32),
-    "A10G-24GB": GpuKind(22.0, 70, 32),
-    "L4-24GB": GpuKind(22.0, 121, 32),
-    "V100-16GB": GpuKind(15.8, 125, 150, bf16=False),
-    "T4-16GB": GpuKind(14.6, 65, 16, bf16=False),
-}
+    from course_utils.launch.spec.spec import Spec
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")

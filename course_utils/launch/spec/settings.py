@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from course_utils.launch.errors import SpecError
-from course_utils.launch.spec import Spec
+from course_utils.errors import SpecError
+from course_utils.launch.spec.spec import Spec
+from course_utils.models.shapes import ModelShape, shape_of
 
 GRADIENT_CLIPPING = 1.0  # TrainingArguments' default max_grad_norm; DeepSpeed must be told the same number
 # finetune's names for the course's own models. ModernBERT's default list would wrap the embeddings twice: FSDP2 raises.
@@ -20,14 +21,12 @@ BUCKET = 200_000_000  # elements that ZeRO gathers or reduces at a time: 400 MB 
 
 def layer_class(spec: Spec) -> str:
     """The class of the model's layers, which FSDP gathers one by one; empty where only the model itself can say."""
-    from course_utils.launch import shapes
-
-    if isinstance(spec.model, shapes.ModelShape):
+    if isinstance(spec.model, ModelShape):
         return spec.model.layer_class
     if spec.model in COURSE_LAYERS:
         return COURSE_LAYERS[spec.model]
     try:
-        return shapes.shape_of(spec.model, hub=False).layer_class
+        return shape_of(spec.model, hub=False).layer_class
     except (SpecError, OSError):  # OSError: no file system takes such a name
         return ""
 
@@ -44,7 +43,7 @@ def sharding_strategy(spec: Spec) -> str:
     return "FULL_SHARD" if spec.reshard_after_forward else "SHARD_GRAD_OP"
 
 
-def shards(spec: Spec) -> int:
+def dp_shard_size(spec: Spec) -> int:
     """Ranks over which FSDP divides each parameter, not counting context-parallel ranks."""
     return spec.data_parallel_size // spec.replicas
 
@@ -55,7 +54,7 @@ def parallel_sizes(spec: Spec) -> dict[str, int]:
         return {}
     return {
         "dp_replicate_size": spec.replicas,
-        "dp_shard_size": shards(spec),
+        "dp_shard_size": dp_shard_size(spec),
         "tp_size": spec.tensor_parallel,
         "cp_size": spec.context_parallel,
     }

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from course_utils.launch import rules
-from course_utils.launch.errors import SpecError, sentence
-from course_utils.launch.shapes import ModelShape
+from course_utils.errors import SpecError, sentence
+from course_utils.gpus import Gpu
+from course_utils.launch.spec import rules
+from course_utils.models.shapes import ModelShape
 
 Strategy = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 Precision = Literal["fp32", "bf16", "fp16", "bf16_weights"]
@@ -64,7 +65,7 @@ class Spec(BaseModel):
     # the machines
     nodes: int = of(1, "machines", ge=1, le=4096)
     gpus_per_node: int = of(8, "processes per machine, one per GPU", "GPUs", ge=1, le=64)
-    gpu: rules.Gpu = of("H100-80GB", "kind of GPU: its memory, speed and links")
+    gpu: Gpu = of("H100-80GB", "kind of GPU: its memory, speed and links")
     gpu_memory: float | None = of(None, "memory of one GPU, where it differs from the kind's", "GiB", gt=0)
     cpus_per_gpu: int = of(4, "processor cores per process: its own and its data loader's", "cores", ge=1, le=256)
     network: float | None = of(None, "bandwidth between machines; None: usual for the GPU", "GB/s per machine", gt=0)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from course_utils.lessons.lesson_01 import solutions
 from course_utils.teach.exercise import Wrong, exercise
-from course_utils.teach.solutions import lesson_01 as solutions
 
 
 def _short(value: Any) -> str:

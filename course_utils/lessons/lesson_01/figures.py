@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from course_utils.teach.figures.core import COLORS, new_figure
+from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

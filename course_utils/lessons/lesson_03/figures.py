@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from course_utils.teach.figures.core import COLORS, new_figure
+from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Exercises of lesson 15: three configurations that are silently ignored, a plan for a 7B model, a node's command.
 
 A repaired configuration is judged as the lesson judges its own files: it is put into a folder of launch files, and the
-tool it is for says what it makes of it (``course_utils.launch.check_launchers``).
+tool it is for says what it makes of it (``course_utils.launch.check.launchers``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from course_utils.lessons.lesson_15.broken_configs import ACCELERATE, DEEPSPEED, FSDP, Broken
 from course_utils.teach.exercise import Wrong, exercise
-from course_utils.teach.exercises.broken_configs import ACCELERATE, DEEPSPEED, FSDP, Broken
 
 # What a row that differs tells the learner; the others speak for themselves.
 HINTS = {
@@ -69,8 +69,9 @@ def _repaired(broken: Broken, answer: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def _resolve(broken: Broken, config: dict[str, Any]) -> list[Any]:
-    from course_utils.launch import Spec, check_launchers, write
-    from course_utils.launch.settings import accelerate_config
+    from course_utils.launch import Spec, write
+    from course_utils.launch.check import launchers
+    from course_utils.launch.spec.settings import accelerate_config
 
     spec = Spec(**broken.asked)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
@@ -79,7 +80,7 @@ def _resolve(broken: Broken, config: dict[str, Any]) -> list[Any]:
         if broken.file == "accelerate.yaml":  # what the exercise does not speak of is as it should be
             config = {"machine_rank": 0, "debug": accelerate_config(spec)["debug"]} | config
         (folder / broken.file).write_text(json.dumps(config, default=str))  # JSON is YAML
-        return check_launchers.rows(spec, folder)
+        return launchers.rows(spec, folder)
 
 
 @exercise(
@@ -152,7 +153,8 @@ def best_tokens_per_second() -> float:
 def check_seven_b(answer: Callable[[], dict[str, Any]]) -> None:
     """``answer()`` returns fields of a spec out of ``CHOICES``."""
     from course_utils.launch import Spec, SpecError
-    from course_utils.launch.plan import plan
+    from course_utils.launch.planner.plan import plan
+    from course_utils.launch.planner.report import verdict
 
     fields = answer()
     given, expected = "Llama-2-7b on 8 x A100-80GB, 128 sequences of 8192 tokens a step", "fields of a spec that fits"
@@ -169,7 +171,7 @@ def check_seven_b(answer: Callable[[], dict[str, Any]]) -> None:
         raise Wrong(given=given, expected=expected, got=str(error), hint="The spec itself is refused.") from None
     if not found.fits:
         raise Wrong(
-            given=given, expected=expected, got=found.verdict, hint="It does not fit: the verdict says what may."
+            given=given, expected=expected, got=verdict(found), hint="It does not fit: the verdict says what may."
         )
     best = best_tokens_per_second()
     if found.speed.tokens_per_second < NEAR_ENOUGH * best:

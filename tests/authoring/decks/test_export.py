@@ -10,10 +10,11 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_output
-from throwaway_deck import NUM_SLIDES, RISE, code, deck, save, slide
 
-from course_utils.teach import build, slides
-from course_utils.teach.slides_export import mathml
+from course_utils.authoring import build
+from course_utils.authoring.decks import build as slides
+from course_utils.authoring.decks.export import mathml
+from tests.authoring.decks.throwaway_deck import NUM_SLIDES, RISE, code, deck, save, slide
 
 DECKS = sorted(slides.DECKS.glob("[0-9][0-9]_*.ipynb"))
 
@@ -167,7 +168,7 @@ def test_command_line_prints_the_sentence_without_a_traceback(tmp_path):
     nb = deck()
     unknown_command(nb)
     save(nb, tmp_path)
-    command = [sys.executable, "-m", "course_utils.teach.slides", "--decks", tmp_path, "--out", tmp_path]
+    command = [sys.executable, "-m", "course_utils.authoring.decks.build", "--decks", tmp_path, "--out", tmp_path]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 1 and ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, ran.stderr
 

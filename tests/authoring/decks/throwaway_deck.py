@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 NUM_SLIDES = 12
-RISE = json.loads((Path(__file__).parents[1] / "slides" / "theme" / "rise.json").read_text())
+RISE = json.loads((Path(__file__).parents[3] / "slides" / "theme" / "rise.json").read_text())
 FORMULA = r"$$\theta_{t+1} = \theta_t - \eta \frac{\hat m_t}{\sqrt{\hat v_t}}$$"
 
 

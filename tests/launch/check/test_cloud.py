@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from course_utils.launch import check_cloud, cloud, stand_ins
-from course_utils.launch.files import render, write
+from course_utils.launch.check import cloud as check_cloud
+from course_utils.launch.check import stand_ins
+from course_utils.launch.files import cloud
+from course_utils.launch.files.write import render, write
 from course_utils.launch.spec import Spec
 
 HOSTILE = (
@@ -146,7 +148,7 @@ def test_a_machine_sagemaker_does_not_offer_is_one_sentence(tmp_path):
 
 
 def test_every_gpu_has_an_instance_and_a_name_for_skypilot():
-    from course_utils.launch.rules import GPUS
+    from course_utils.gpus import GPUS
 
     assert set(cloud.INSTANCES) == set(GPUS) == set(cloud.ACCELERATORS)
     assert all(

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from launch_faults import FAULTS
 
 from course_utils.launch import Spec, SpecError, table, write
-from course_utils.launch.check import Row, check, guarded
-from course_utils.launch.check_launchers import rows
+from course_utils.launch.check.folder import check
+from course_utils.launch.check.launchers import rows
+from course_utils.launch.check.rows import Row, guarded
+from tests.launch.check.faults import FAULTS
 
 CLEAN = {
     "ddp": {"strategy": "ddp", "checkpointing": True},

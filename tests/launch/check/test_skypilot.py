@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from course_utils.launch import Spec, write
-from course_utils.launch.check_cloud import skypilot
+from course_utils.launch.check.cloud import skypilot
 
 
 def different(spec, folder):

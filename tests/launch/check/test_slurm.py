@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from course_utils.launch import Spec, SpecError, render, write
-from course_utils.launch.check_slurm import minutes, read_directives, rows
+from course_utils.launch.check.slurm import minutes, read_directives, rows
 
 SPEC = Spec(
     nodes=3,

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-import slurm_cluster
 from safetensors.torch import load_file
-from tiny_project import PARAMETERS, make_project
 
 from course_utils.launch import Spec, write
-from course_utils.launch.check_slurm import rows
+from course_utils.launch.check.slurm import rows
 from course_utils.parallel.processes import free_ports
+from tests.launch.files import slurm_cluster
+from tests.launch.tiny_project import PARAMETERS, make_project
 
 HOLD = 6  # the step in which a run is interrupted; no multiple of save_every
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")

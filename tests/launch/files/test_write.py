@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from course_utils.launch import Spec, SpecError, read_spec, render, write
-from course_utils.launch.arguments import program_arguments
-from course_utils.launch.check_scripts import resolve
-from course_utils.launch.settings import accelerate_config, deepspeed_config, environment_variables, fsdp_config
+from course_utils.launch.check.scripts import resolve
+from course_utils.launch.spec.arguments import program_arguments
+from course_utils.launch.spec.settings import accelerate_config, deepspeed_config, environment_variables, fsdp_config
 
 STRATEGIES = ("ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3")
 NASTY = (
@@ -121,7 +121,7 @@ def test_no_secret_and_no_path_of_this_machine_is_written(monkeypatch, tmp_path)
     text = "\n".join(render(Spec(strategy="zero2", device="cpu", nodes=2, gpus_per_node=2)).values())
     assert "s3cr3t-value" not in text
     assert str(Path.home()) + "/" not in text
-    assert str(Path(__file__).parents[2]) not in text
+    assert str(Path(__file__).parents[3]) not in text
 
 
 @pytest.mark.parametrize("name", ["spec.yaml", "accelerate.yaml"])
@@ -271,7 +271,7 @@ def test_a_warning_reaches_the_ranks_and_the_launcher_ends_well(tmp_path, script
 
 
 def test_the_course_models_name_a_layer_they_have():
-    from course_utils.launch.settings import COURSE_LAYERS
+    from course_utils.launch.spec.settings import COURSE_LAYERS
     from course_utils.models import load_causal_lm, load_classifier
 
     models = {"course/encoder": load_classifier(2), "course/causal": load_causal_lm()}

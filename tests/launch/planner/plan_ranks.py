@@ -121,7 +121,7 @@ def in_zero(model, ids, strategy, precision):
     import torch
 
     from course_utils.launch import Spec
-    from course_utils.launch.settings import deepspeed_config
+    from course_utils.launch.spec.settings import deepspeed_config
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # no minute of compiling
     spec = Spec(strategy=strategy, precision=precision, gpus_per_node=2, accumulation=2, device="cpu")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from course_utils.launch.compare import compare_estimators, comparison_table
-from course_utils.launch.shapes import builtin, parameter_count, shape_of
+from course_utils.launch.planner.compare import compare_estimators, comparison_table
 from course_utils.launch.spec import Spec
+from course_utils.models.shapes import builtin, parameter_count, shape_of
 
 PSI = parameter_count(builtin()["meta-llama/Llama-3.1-8B"])
 
@@ -30,7 +30,7 @@ def test_deepspeeds_estimator_is_asked_as_it_asks_itself():
     pytest.importorskip("deepspeed", reason="deepspeed is installed on Linux only")
     from transformers import LlamaConfig
 
-    from course_utils.launch.model_files import meta_model, shape_of_config
+    from course_utils.models.configs import meta_model, shape_of_config
 
     sizes = {"hidden_size": 64, "intermediate_size": 800, "num_hidden_layers": 2, "num_attention_heads": 4}
     for vocabulary in (500, 2000):  # the largest: a matrix of the MLP, then the embedding
@@ -49,7 +49,7 @@ def test_accelerate_counts_the_same_parameters():
     from accelerate.utils import calculate_maximum_sizes
     from transformers import GPT2Config
 
-    from course_utils.launch.model_files import meta_model
+    from course_utils.models.configs import meta_model
 
     total, _ = calculate_maximum_sizes(meta_model(GPT2Config()))
     assert total == pytest.approx(4 * parameter_count(shape_of("openai-community/gpt2")), rel=0.01)

@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils.launch import SpecError, memory
-from course_utils.launch.changes import cheapest_change
-from course_utils.launch.plan import CHOICES, GIB, plan, strategies, strategies_table
-from course_utils.launch.shapes import ModelShape, builtin, parameter_count, shape_of
+from course_utils.launch import SpecError
+from course_utils.launch.planner import memory
+from course_utils.launch.planner.changes import cheapest_change
+from course_utils.launch.planner.plan import CHOICES, GIB, plan, strategies
+from course_utils.launch.planner.report import plan_table, strategies_table, verdict
 from course_utils.launch.spec import Spec
-from course_utils.teach.figures import lesson_15 as figures
+from course_utils.lessons.lesson_15 import figures
+from course_utils.models.shapes import ModelShape, builtin, parameter_count, shape_of
 
 LLAMA = builtin()["meta-llama/Llama-3.1-8B"]
 PSI = parameter_count(LLAMA)
@@ -77,7 +79,7 @@ def test_components_are_finite_and_add_up(spec):
     assert one.speed.step == pytest.approx(one.speed.compute + one.speed.exposed + one.speed.offload)
     assert (one.speed.cost is None) == (spec.price is None)
     assert one.fits == (one.total <= one.limit)
-    assert one.table()
+    assert plan_table(one)
 
 
 @settings(max_examples=100, deadline=None)
@@ -150,7 +152,7 @@ def test_host_memory_is_part_of_fitting():
     one = plan(spec)
     assert one.host_total == PSI * 16  # fp32 weights, moments, gradients of all eight ranks
     assert one.fits and not plan(spec.but(host_memory=64.0)).fits
-    assert "of a machine's memory of 64 GiB" in plan(spec.but(host_memory=64.0)).verdict
+    assert "of a machine's memory of 64 GiB" in verdict(plan(spec.but(host_memory=64.0)))
 
 
 @pytest.mark.parametrize(
@@ -176,14 +178,14 @@ def test_the_cheapest_change_is_the_least_painful_one(fields, changed):
     different = {name: value for name, value in now.items() if value != getattr(spec, name)}
     assert changed.items() <= different.items(), different
     assert all(f"{name}=" in found.sentence for name in different)
-    assert found.sentence in plan(spec).verdict
+    assert found.sentence in verdict(plan(spec))
 
 
 def test_nothing_to_change_and_nothing_that_helps():
     assert cheapest_change(eight(checkpointing=True, nodes=2)) is None
     hopeless = eight(gpu_memory=1.0, model="meta-llama/Llama-3.1-70B")
     assert cheapest_change(hopeless) is None
-    assert plan(hopeless).verdict.endswith("no change known to this planner makes it fit.")
+    assert verdict(plan(hopeless)).endswith("no change known to this planner makes it fit.")
 
 
 def test_strategies_are_sorted_and_say_what_they_are():
@@ -229,7 +231,7 @@ def test_without_a_network_an_unknown_name_fails_at_once(monkeypatch):
     def nobody(*_):
         raise ConnectionError("The hub is not reachable (no answer); connect")
 
-    monkeypatch.setattr("course_utils.data.hub.require_hub", nobody)
+    monkeypatch.setattr("course_utils.hub.require_hub", nobody)
     with pytest.raises(SpecError, match=r"no/such-model.*The hub is not reachable.*allowed offline"):
         shape_of("no/such-model")
 

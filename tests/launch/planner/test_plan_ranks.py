@@ -4,13 +4,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from plan_ranks import tiny
 
-from course_utils.launch import memory, speed
-from course_utils.launch.model_files import shape_of_config
-from course_utils.launch.shapes import parameter_count
+from course_utils.launch.planner import memory, speed
 from course_utils.launch.spec import Spec
+from course_utils.models.configs import shape_of_config
+from course_utils.models.shapes import parameter_count
 from course_utils.parallel import run_ranks
+from tests.launch.planner.plan_ranks import tiny
 
 RANKS = f"{Path(__file__).with_name('plan_ranks.py')}:held"
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -84,7 +84,8 @@ def test_zero_sends_what_the_planner_counts(ranks, strategy, precision):
     shape = shape_of_config(tiny())
     spec = Spec(model=shape, strategy=strategy, precision=precision, gpus_per_node=2, accumulation=2)
     size = memory.bytes_of(spec).gathered * parameter_count(shape)
-    counted = [(found.passes, round(found.data / size, 2)) for found in speed.messages(spec, shape) if found.ranks > 1]
+    sent = speed.messages(spec, shape, memory.parameters(spec, shape))
+    counted = [(found.passes, round(found.data / size, 2)) for found in sent if found.ranks > 1]
     for rank in ranks:
         sent = rank[f"{strategy} {precision}"]["sent"]
         assert sent == SENT[strategy]

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from course_utils.launch import speed
-from course_utils.launch.plan import plan
-from course_utils.launch.shapes import builtin, parameter_count
+from course_utils.launch.planner import speed
+from course_utils.launch.planner.plan import plan
+from course_utils.launch.planner.report import plan_table
 from course_utils.launch.spec import Spec
+from course_utils.models.shapes import builtin, parameter_count
 
 PSI = parameter_count(builtin()["meta-llama/Llama-3.1-8B"])
 
@@ -59,7 +60,7 @@ def test_mfu_does_not_count_recomputation(lora_rank, factor):
     assert plan(spec).speed.compute / plan(without).speed.compute == pytest.approx(factor, rel=0.01)
     shown = 64 * speed.flops_per_token(spec, shape) / (989e12 * plan(spec).speed.compute)  # what its log would say
     assert shown == pytest.approx(spec.mfu / speed.recompute_factor(spec, shape))
-    assert f"at MFU 0.4, of which recomputation leaves {shown:.2f}" in plan(spec).table()
+    assert f"at MFU 0.4, of which recomputation leaves {shown:.2f}" in plan_table(plan(spec))
 
 
 def test_a_slow_network_shows_where_weights_cross_it():

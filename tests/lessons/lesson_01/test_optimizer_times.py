@@ -7,7 +7,7 @@ import json
 import nbformat
 import pytest
 
-from course_utils.teach.build import ROOT
+from course_utils.authoring.build import ROOT
 
 VERSIONS = {"torch for-loop", "torch foreach", "torch fused", "own readable", "own foreach", "own compiled"}
 

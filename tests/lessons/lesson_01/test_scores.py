@@ -9,7 +9,7 @@ from statistics import mean
 import nbformat
 import pytest
 
-from course_utils.teach.build import ROOT
+from course_utils.authoring.build import ROOT
 
 PROMISED = {"accuracy": 0.64, "macro_f1": 0.53}
 

@@ -1,6 +1,6 @@
 """Wrong answers to lesson 02's exercises, each with words of the hint it must get."""
 
-from course_utils.teach.solutions.lesson_02 import solution_1, solution_2, solution_3
+from course_utils.lessons.lesson_02.solutions import solution_1, solution_2, solution_3
 
 
 def by_padding_id(ids, mask, lengths):

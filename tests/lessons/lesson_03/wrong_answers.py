@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from course_utils.teach.solutions.lesson_03 import solution_1, solution_2, solution_3
+from course_utils.lessons.lesson_03.solutions import solution_1, solution_2, solution_3
 from course_utils.training.settings import MOST_USED
 
 

@@ -1,6 +1,6 @@
 """Wrong answers to lesson 15's exercises, each with words of the hint it must get."""
 
-from course_utils.teach.solutions.lesson_15 import solution_1, solution_2, solution_3, solution_4, solution_5
+from course_utils.lessons.lesson_15.solutions import solution_1, solution_2, solution_3, solution_4, solution_5
 
 
 def then(solution, change):

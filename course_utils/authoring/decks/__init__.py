@@ -1,0 +1,1 @@
+"""Decks: executed notebooks become self-contained HTML pages."""

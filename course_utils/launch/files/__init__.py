@@ -1,0 +1,1 @@
+"""The launch files of a spec: rendered from templates, each line with its reason."""

@@ -1,0 +1,82 @@
+"""What a plan says, as text for a terminal: memory by component, speed, a table of strategies, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from course_utils.launch.planner import memory, speed
+from course_utils.launch.planner.changes import cheapest_change
+from course_utils.launch.planner.plan import GIB, Plan
+
+
+def plan_table(one: Plan) -> str:
+    """Memory by component at every moment, speed, and the verdict."""
+    return "\n".join([_heading(one), "", *_memory_lines(one), "", *_speed_lines(one), "", verdict(one)])
+
+
+def verdict(one: Plan) -> str:
+    """One sentence: it fits, or what it lacks and the cheapest change that makes it fit (which is searched for)."""
+    need = f"needs {one.total / GIB:.1f} GiB of a GPU's {one.limit / GIB:.1f} GiB"
+    if one.host_total:
+        known = one.spec.host_memory
+        need += f" and {one.host_total / GIB:.1f} GiB of a machine's memory" + (f" of {known:g} GiB" if known else "")
+    if one.fits:
+        return f"{one.name} fits: it {need}."
+    found = cheapest_change(one.spec, one.shape)
+    advice = found.sentence if found else "no change known to this planner makes it fit."
+    return f"{one.name} does not fit: it {need}; {advice}"
+
+
+def strategies_table(plans: Sequence[Plan]) -> str:
+    """One line per plan."""
+    width = max(len(one.name) for one in plans) + 2
+    paid = any(one.speed.cost is not None for one in plans)
+    cost = f"{'cost $':>10}" if paid else ""
+    lines = [
+        f"{'strategy':{width}}{'fits':>5}{'GPU GiB':>9}{'host GiB':>10}{'s/step':>9}{'tokens/s':>11}{'hours':>9}{cost}"
+    ]
+    for one in plans:
+        fast = one.speed
+        memory_of = f"{one.total / GIB:9.1f}{one.host_total / GIB:10.1f}"
+        cost = f"{fast.cost:10,.0f}" if fast.cost is not None else ""
+        times = f"{fast.step:9.3f}{fast.tokens_per_second:11,.0f}{fast.hours:9.2f}"
+        lines.append(f"{one.name:{width}}{'yes' if one.fits else 'no':>5}{memory_of}{times}{cost}")
+    return "\n".join(lines)
+
+
+def _heading(one: Plan) -> str:
+    spec = one.spec
+    model = spec.model if isinstance(spec.model, str) else "a model"
+    trained = "" if one.trained == one.parameters else f", {one.trained / 1e6:,.1f} M trained"
+    return (
+        f"{model}: {one.parameters / 1e9:.3f} B parameters{trained}; {one.name} on {spec.nodes} x {spec.gpus_per_node} "
+        f"{spec.gpu}; {spec.effective_batch} sequences of {spec.sequence_length} tokens a step"
+    )
+
+
+def _memory_lines(one: Plan) -> list[str]:
+    """GiB by component and moment; components that are nowhere are left out."""
+    lines = [f"{'GiB per GPU':18}" + "".join(f"{moment:>13}" for moment in one.moments)]
+    for component in memory.COMPONENTS:
+        sizes = [found[component] / GIB for found in one.moments.values()]
+        if any(sizes):
+            lines.append(f"{component:18}" + "".join(f"{size:13.2f}" for size in sizes))
+    sums = [sum(found.values()) / GIB for found in one.moments.values()]
+    lines.append(f"{'total':18}" + "".join(f"{size:13.2f}" for size in sums) + f"   limit {one.limit / GIB:.1f}")
+    host = ", ".join(f"{name} {size / GIB:.1f}" for name, size in one.host.items())
+    return lines + ([f"GiB per machine:  {host}"] if host else [])
+
+
+def _speed_lines(one: Plan) -> list[str]:
+    fast = one.speed
+    parts = (
+        f"computing {fast.compute:.3f}, waiting for communication {fast.exposed:.3f}, for offload {fast.offload:.3f}"
+    )
+    factor = speed.recompute_factor(one.spec, one.shape)
+    recomputing = f", of which recomputation leaves {one.spec.mfu / factor:.2f}" if factor > 1 else ""
+    lines = [
+        f"a step: {fast.step:.3f} s ({parts}); a GPU sends {fast.volume / GIB:.2f} GiB",
+        f"{fast.tokens_per_second:,.0f} tokens/s at MFU {one.spec.mfu:g}{recomputing}",
+        f"{one.spec.max_steps:,} steps: {fast.hours:.2f} h",
+    ]
+    return lines + ([f"cost: ${fast.cost:,.2f}"] if fast.cost is not None else [])
