@@ -1,7 +1,7 @@
 """The GPUs the planner knows: one row each, with everything that any part of the course asks of a GPU.
 
-Numbers are the maker's data sheets: H200, H100 SXM, A100 SXM, L40S, A10G, L4, V100 SXM2, T4. To add a GPU, add a row: no field
-has a default, so that none can be forgotten.
+Numbers are the makers' data sheets: H200, H100 SXM, A100 SXM, L40S, A10G, L4, V100 SXM2, T4. To add a GPU, add a row:
+no field has a default, so that none can be forgotten.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
 from course_utils.lessons.lesson_01 import figures
 from course_utils.models import load_classifier, load_tokenizer
+from course_utils.teach import charts
 from course_utils.training.evaluation import evaluate, macro_f1
 from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import AdamW, ForeachAdamW, parameter_groups
@@ -225,7 +226,7 @@ curves = {
     for name, schedule in {"linear": linear_with_warmup, "cosine": cosine_with_warmup}.items()
 }
 teach.show(
-    figures.schedules(curves, 50),
+    charts.schedules(curves, 50),
     alt="Both schedules rise over the first tenth of the run; one then falls in a line, the other along a cosine.",
 )
 
@@ -341,7 +342,7 @@ encoder = [run["test"] for run in next(tried for tried in scores["compared"] if 
 always = {"accuracy": (majority == truth).double().mean(), "macro_f1": macro_f1(majority, truth, num_labels)}
 word_weights = scores["word_weights_test"]
 teach.show(
-    figures.score_bars(
+    charts.score_bars(
         {"majority class": [always], "TF-IDF + regression": [word_weights], f"encoder, {len(encoder)} seeds": encoder}
     ),
     alt="Accuracy and macro-F1 of three models: the majority class is far below, word weights come second, and every "

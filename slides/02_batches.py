@@ -20,6 +20,7 @@ from course_utils.data.packing import PackedCollator, document_mask, pack_docume
 from course_utils.data.sampling import LengthGroupedBatchSampler
 from course_utils.lessons.lesson_02 import figures
 from course_utils.models import load_causal_lm, load_tokenizer
+from course_utils.teach import charts
 
 teach.start(source=source, max_steps=max_steps, seed=seed)
 
@@ -335,7 +336,7 @@ by_row = np.random.default_rng(seed).permutation(by_file)
 scores = {"split by row": copy_nearest(by_row), "split by file": copy_nearest(by_file)}
 assert source == "hub" or scores["split by row"] > scores["split by file"]
 teach.show(
-    figures.grouped_bars({"copies the most similar training sentence": scores}, "test accuracy"),
+    charts.grouped_bars({"copies the most similar training sentence": scores}, "test accuracy"),
     alt="A model that only copies the label of the most similar training sentence scores clearly higher when rows are "
     "dealt out at random than when whole files are held out.",
 )

@@ -27,6 +27,7 @@ from course_utils import teach
 from course_utils.data import load_classification
 from course_utils.lessons.lesson_03 import figures
 from course_utils.models import load_classifier, load_tokenizer
+from course_utils.teach import charts
 from course_utils.training.settings import quiet_trainer
 from course_utils.training.trainer_trace import trace
 
@@ -202,7 +203,7 @@ curves["cosine_with_restarts"] = factors("cosine_with_restarts", num_cycles=3)
 curves["cosine_with_min_lr"] = factors("cosine_with_min_lr", min_lr_rate=0.1)
 curves["warmup_stable_decay"] = factors("warmup_stable_decay", num_decay_steps=40)
 teach.show(
-    figures.schedules(curves, warmup_steps=20),
+    charts.schedules(curves, warmup_steps=20),
     alt="Eight learning-rate schedules with the same warm-up: linear, cosine, constant, inverse square root, "
     "polynomial of power 2, cosine with restarts, cosine with a minimum, and warm-up, stable, decay.",
 )

@@ -27,7 +27,8 @@ from course_utils.launch.planner import memory
 from course_utils.launch.planner.plan import plan
 from course_utils.launch.planner.speed import flops_per_token
 from course_utils.lessons.lesson_15 import figures
-from course_utils.models.shapes import parameter_count, shape_of
+from course_utils.models.configs import shape_of
+from course_utils.models.shapes import parameter_count
 
 teach.start(source=source, max_steps=max_steps, seed=seed)
 example = Spec(model="Qwen/Qwen3-8B", nodes=2, global_batch=64, sequence_length=4096, price=3.0, max_steps=max_steps)

@@ -1,10 +1,16 @@
-"""What happens around nbval: each lesson's kernel runs under the guard, and the run ends with a count per lesson."""
+"""What happens around the lessons of a test run: nbval's kernels are guarded, and every execution is counted.
+
+A lesson takes minutes, and there will be fifteen: each runs once whole (nbval) and once short
+(``tests.headless.papermill``), lesson 01 once more in a browser. Each of these three doors calls ``record_execution``,
+and a session in which a lesson ran more often fails.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +18,32 @@ from nbval.plugin import IPyNbCell
 
 GUARD = Path(__file__).parent / "guard"
 LOWEST_SHARE = 0.60  # of a lesson's code cells are compared with their committed output
+EXECUTION = "lesson execution"  # name of the user property: with xdist the controller sees every worker's
+KINDS = ("whole", "short", "browser", "stopped")  # stopped: by a wrong parameter or for want of a network, at once
 
 
 def guarded(environment: dict[str, str]) -> dict[str, str]:
     """A copy of ``environment`` in which every Python that starts blocks the network and raises on deprecations."""
     rest = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and Path(p) != GUARD]
     return {**environment, "PYTHONPATH": os.pathsep.join([str(GUARD), *rest])}
+
+
+def record_execution(record: Callable[[str, object], None], lesson: Path, kind: str) -> None:
+    """Count one start of ``lesson``; ``record`` is pytest's fixture ``record_property``."""
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not known; allowed: {', '.join(KINDS)}")
+    record(EXECUTION, [lesson.stem, kind])
+
+
+def too_many(counts: Counter[tuple[str, str]]) -> list[str]:
+    """What a run with these executions, ``(lesson, kind)``, wastes, a sentence each."""
+    found = []
+    for (lesson, kind), count in sorted(counts.items()):
+        if count > 1 and kind != "stopped":
+            found.append(f"{lesson} was executed {count} times ({kind}); allowed: once")
+        if kind in ("browser", "stopped") and not lesson.startswith("01_"):
+            found.append(f"{lesson} was executed ({kind}); allowed: lesson 01 only")
+    return found
 
 
 class LessonRuns:
@@ -80,3 +106,35 @@ class LessonRuns:
                 f"{self.ignored[lesson]:>2} ignored: {share:.0%}"
                 + ("" if share >= LOWEST_SHARE else f", FAILED: below {LOWEST_SHARE:.0%}")
             )
+
+
+class Executions:
+    """Counts how often each lesson was started in this session, whoever started it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        # A kernel that is not there yet, or no longer, is about to be started.
+        if isinstance(item, IPyNbCell) and not (item.parent.kernel and item.parent.kernel.is_alive()):
+            record_execution(lambda *entry: item.user_properties.append(entry), item.path, "whole")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":  # the last of a test's reports has all that was recorded
+            self.counts.update(tuple(value) for key, value in report.user_properties if key == EXECUTION)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if session.exitstatus == 0 and too_many(self.counts):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        if not self.counts:
+            return
+        terminalreporter.section("executions per lesson")
+        terminalreporter.write_line(f"{'':<24}" + "".join(f"{kind:>9}" for kind in KINDS))
+        for lesson in sorted({lesson for lesson, _ in self.counts}):
+            numbers = "".join(f"{self.counts[lesson, kind] or '-':>9}" for kind in KINDS)
+            terminalreporter.write_line(f"{lesson:<24}{numbers}")
+        for sentence in too_many(self.counts):
+            terminalreporter.write_line(f"FAILED: {sentence}")

@@ -149,7 +149,7 @@ def test_nbval_runs_under_the_guard(code, message, tmp_path, pytestconfig):
     nbformat.write(lesson(code), path)
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", "-rA"]
     command += ["--confcutdir", str(pytestconfig.rootpath), "-c", str(pytestconfig.rootpath / "pyproject.toml")]
-    command += [f"--rootdir={pytestconfig.rootpath}", str(pytestconfig.rootpath / "tests/notebooks/guard"), str(path)]
+    command += [f"--rootdir={pytestconfig.rootpath}", str(pytestconfig.rootpath / "tests/guard"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=pytestconfig.rootpath)
     if message is None:
         assert done.returncode == 0, done.stdout + done.stderr

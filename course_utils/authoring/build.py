@@ -2,16 +2,21 @@
 
 ``notebooks/source/NN_name.py`` (py:percent) is what people edit. jupytext turns it into cells, papermill executes them,
 and what differs from run to run is removed, so that building twice gives the same bytes. Decks are built the same way
-from ``slides/NN_name.py``. The result carries two hashes in its metadata: of the source it was built from, and of its
-outputs. ``disagreements`` checks both: an edited source, or an output changed by hand, is noticed.
+from ``slides/NN_name.py``. The result carries a seal in its metadata: hashes of the source, of every project file that
+its code uses (``closure``), and of its outputs. ``disagreements`` breaks it: an edited source, a helper or figure that
+changed since, or an output changed by hand is noticed.
 
-    python -m course_utils.authoring.build              # those whose source changed
-    python -m course_utils.authoring.build --force 01   # lesson and deck 01 in any case
+    python -m course_utils.authoring.build              # those whose source, helpers or figures changed
+    python -m course_utils.authoring.build --force 01   # lesson and deck 01 in any case, with all outputs anew
+
+Where a rebuild gives what was there before, the old outputs stay, timings and pictures of timings too: a comment in a
+helper costs a run and changes the seal, nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -23,7 +28,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from course_utils.authoring.closure import ROOT, files_used
+
+DRAWING = ("figures.py", "figure.py", "charts.py")  # where these changed, pictures that no test compares are drawn anew
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -37,9 +44,20 @@ def targets(root: Path = ROOT) -> dict[Path, Path]:
     return found
 
 
-def source_sha256(source: Path) -> str:
-    """Hash of a source file's text; line ends do not count."""
-    return hashlib.sha256(source.read_text(encoding="utf-8").encode()).hexdigest()
+def text_sha256(path: Path) -> str:
+    """Hash of a text file; line ends do not count."""
+    return hashlib.sha256(path.read_text(encoding="utf-8").encode()).hexdigest()
+
+
+def files_sha256(source: Path) -> dict[str, str]:
+    """The project files that the code of ``source`` uses, by path, with the first digits of their hashes."""
+    used = files_used(source) | ({presentation(source)} & set(source.parent.glob("theme/*")))
+    return {path.relative_to(ROOT).as_posix(): text_sha256(path)[:12] for path in sorted(used)}
+
+
+def presentation(source: Path) -> Path:
+    """How JupyterLab presents a deck; a lesson has no such file."""
+    return source.parent / "theme" / "rise.json"
 
 
 def outputs_sha256(notebook: Any) -> str:
@@ -49,8 +67,24 @@ def outputs_sha256(notebook: Any) -> str:
 
 
 def is_current(source: Path, notebook: Path) -> bool:
-    """True when ``notebook`` was built from the present text of ``source``."""
-    return notebook.exists() and _seal(_read(notebook)).get("source_sha256") == source_sha256(source)
+    """True when ``notebook`` was built from the present text of ``source`` and of every file that it uses."""
+    return notebook.exists() and not _broken_seal(source, notebook, _seal(_read(notebook)))
+
+
+def _broken_seal(source: Path, notebook: Path, seal: dict[str, Any]) -> list[str]:
+    """What changed since ``notebook`` was built, one sentence each."""
+    found = []
+    if seal.get("source_sha256") != text_sha256(source):
+        found.append(f"{notebook.name} was built from another version of {source.name}: run `make notebooks`")
+    for path in changed_files(source, seal):
+        found.append(f"{notebook.name} was built with another version of {path}: run `make notebooks`")
+    return found
+
+
+def changed_files(source: Path, seal: dict[str, Any]) -> list[str]:
+    """Files that ``source`` uses now or used when it was sealed, and that are not what they were then."""
+    then, now = seal.get("files", {}), files_sha256(source)
+    return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
 
 
 def disagreements(source: Path, notebook: Path) -> list[str]:
@@ -66,8 +100,7 @@ def disagreements(source: Path, notebook: Path) -> list[str]:
     if differing or len(wanted) != len(present):
         where = f"first at cell {differing[0]}" if differing else f"{len(wanted)} and {len(present)} cells"
         found.append(f"{notebook.name} and {source.name} hold different cells, {where}: run `make notebooks`")
-    if _seal(built).get("source_sha256") != source_sha256(source):
-        found.append(f"{notebook.name} was built from another version of {source.name}: run `make notebooks`")
+    found += _broken_seal(source, notebook, _seal(built))
     if _seal(built).get("outputs_sha256") != outputs_sha256(built):
         found.append(f"{notebook.name} holds an output its build did not write: run `make notebooks FORCE=--force`")
     counts = [c.execution_count for c in built.cells if c.cell_type == "code"]
@@ -81,11 +114,14 @@ def disagreements(source: Path, notebook: Path) -> list[str]:
     return found
 
 
-def build(source: Path, notebook: Path) -> int:
+def build(source: Path, notebook: Path, force: bool = False) -> tuple[int, bool]:
     """Execute ``source`` and replace ``notebook`` with the result, in one step at the end.
 
+    Args:
+        force: take every output of this run; else those of the present notebook stay where the run agrees with them.
+
     Returns:
-        The number of code cells.
+        The number of code cells, and whether the outputs stayed.
 
     Raises:
         papermill.exceptions.PapermillExecutionError: a cell failed; ``notebook`` is as it was.
@@ -100,12 +136,13 @@ def build(source: Path, notebook: Path) -> int:
         nbformat.write(fresh, unexecuted)
         result = execute(unexecuted, executed, notebook.parent)
     normalise(result)
-    presentation = source.parent / "theme" / "rise.json"  # decks: how JupyterLab presents them
-    if presentation.exists():
-        result.metadata["rise"] = json.loads(presentation.read_text(encoding="utf-8"))
+    stays = not force and notebook.exists() and keep_outputs(result, _read(notebook), source)
+    if presentation(source).exists():
+        result.metadata["rise"] = json.loads(presentation(source).read_text(encoding="utf-8"))
     result.metadata["course"] = {
-        "source_sha256": source_sha256(source),
+        "source_sha256": text_sha256(source),
         "outputs_sha256": outputs_sha256(result),
+        "files": files_sha256(source),
     }
     temporary = notebook.with_name(f".{notebook.name}.{os.getpid()}.tmp")
     try:
@@ -113,7 +150,37 @@ def build(source: Path, notebook: Path) -> int:
         os.replace(temporary, notebook)
     finally:
         temporary.unlink(missing_ok=True)
-    return sum(cell.cell_type == "code" for cell in result.cells)
+    return sum(cell.cell_type == "code" for cell in result.cells), stays
+
+
+def keep_outputs(result: Any, present: Any, source: Path) -> bool:
+    """Put the outputs of ``present`` into ``result`` if both have the same code and agree wherever they are compared.
+
+    What a cell tagged nbval-ignore-output shows depends on the machine and the hour. It stays too, unless a file that
+    draws has changed: a new colour must arrive in such a picture.
+    """
+    fresh, old = ([c for c in notebook.cells if c.cell_type == "code"] for notebook in (result, present))
+    drawn_anew = any(path.endswith(DRAWING) for path in changed_files(source, _seal(present)))
+    compared = [(cell, was) for cell, was in zip(fresh, old, strict=False) if "nbval-ignore-output" not in _tags(cell)]
+    same_code = [(_code(c.source), _tags(c)) for c in fresh] == [(_code(c.source), _tags(c)) for c in old]
+    if not same_code or drawn_anew or any(cell.outputs != was.outputs for cell, was in compared):
+        return False
+    for cell, was in zip(fresh, old, strict=True):
+        cell.outputs = was.outputs
+    return True
+
+
+def _code(source: str) -> str:
+    """A cell's code without comments and imports: where a name comes from may change, and nothing else with it."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a magic
+        return source
+    return "\n".join(ast.unparse(node) for node in body if not isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def _tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
 
 
 def execute(notebook: Path, executed: Path, folder: Path, parameters: dict[str, Any] | None = None) -> Any:
@@ -151,7 +218,7 @@ def normalise(notebook: Any) -> None:
         cell.id = digest if not seen[digest] else f"{digest}-{seen[digest]}"
         seen[digest] += 1
         if cell.cell_type == "code":
-            stripped = "strip-output" in cell.metadata.get("tags", [])
+            stripped = "strip-output" in _tags(cell)
             cell.outputs = [] if stripped else _joined_streams(cell.outputs)
 
 
@@ -172,7 +239,7 @@ def _read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
-def _seal(notebook: Any) -> dict[str, str]:
+def _seal(notebook: Any) -> dict[str, Any]:
     return notebook.metadata.get("course", {})
 
 
@@ -188,9 +255,9 @@ def describe_failure(error: Exception) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when all is built, 1 when a notebook failed (the others are built all the same)."""
-    parser = argparse.ArgumentParser(description="Build the notebooks whose source changed.")
+    parser = argparse.ArgumentParser(description="Build the notebooks whose source, helpers or figures changed.")
     parser.add_argument("only", nargs="*", help="numbers or names, such as 01 or slides/01_training_loop.py")
-    parser.add_argument("--force", action="store_true", help="build even if the source did not change")
+    parser.add_argument("--force", action="store_true", help="build even what did not change, with all outputs anew")
     options = parser.parse_args(arguments)
     wanted = {s: n for s, n in targets().items() if not options.only or _is_named(s, options.only)}
     if not wanted:
@@ -200,12 +267,12 @@ def main(arguments: list[str] | None = None) -> int:
     for source, notebook in wanted.items():
         name = notebook.relative_to(ROOT)
         if is_current(source, notebook) and not options.force:
-            print(f"{name}: source unchanged")
+            print(f"{name}: unchanged")
             continue
         print(f"{name}: executing ...", end=" ", flush=True)
         began = time.perf_counter()
         try:
-            cells = build(source, notebook)
+            cells, stays = build(source, notebook, options.force)
         except KeyboardInterrupt:
             print(f"\ninterrupted: {name} is as it was", file=sys.stderr)
             return 130
@@ -213,7 +280,8 @@ def main(arguments: list[str] | None = None) -> int:
             print("FAILED", flush=True)
             failures.append(f"{name}: {describe_failure(error)}")
         else:
-            print(f"{cells} code cells, {time.perf_counter() - began:.0f} s", flush=True)
+            kept = "; outputs as before: only the seal changed" if stays else ""
+            print(f"{cells} code cells, {time.perf_counter() - began:.0f} s{kept}", flush=True)
     print(*failures, sep="\n\n", end="\n" if failures else "")
     return 1 if failures else 0
 

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course_utils.data import corpus, hub_data
 from course_utils.data.cache import cached_dataset
-from course_utils.data.docstrings import (
-    Docstring,
-    first_sentence,
-    is_prose,
-    library_versions,
-    read_file,
-    read_libraries,
-)
+from course_utils.data.docstrings import Docstring, library_versions, read_libraries
 from course_utils.hub import check_source
 
 if TYPE_CHECKING:
@@ -61,13 +53,6 @@ def load_language_modelling(source: str = "local") -> DatasetDict:
     if source == "hub":
         return hub_data.load_hub_text()
     return _local("language_modelling", lambda: corpus.language_modelling(_docstrings()))
-
-
-def own_sentences() -> list[str]:
-    """Sentences of this project's own docstrings, in file order: text that a committed notebook may show."""
-    root = Path(__file__).resolve().parents[1]
-    docstrings = [found for path in sorted(root.rglob("*.py")) for found in read_file("course_utils", root, path)]
-    return list(dict.fromkeys(s for found in docstrings if is_prose(s := first_sentence(found.text))))
 
 
 def _local(name: str, build) -> DatasetDict:

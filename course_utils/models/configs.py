@@ -1,4 +1,4 @@
-"""The shape of a model that is not in the built-in table: its config is read and the model looked at, without weights.
+"""The shape of a model by name, folder or config: of what is not built in, the config is read and the model looked at.
 
 The model is built on torch's ``meta`` device: tensors with a shape and a type but no memory, so a 70B model takes
 a second and no RAM. https://docs.pytorch.org/docs/stable/meta.html
@@ -26,6 +26,25 @@ NAMES = {
     "activation": ("hidden_act", "hidden_activation", "activation_function", "activation"),
 }
 FUSED = ("qkv_proj", "Wqkv", "c_attn", "query_key_value")
+
+
+def shape_of(model: str | ModelShape, hub: bool = True) -> ModelShape:
+    """The shape of a model given by name, by a folder or ``config.json``, or as a shape already.
+
+    Well-known names need neither a network nor transformers. Everything else is built on the ``meta`` device (no
+    memory) from its config and looked at.
+
+    Args:
+        hub: may the Hugging Face hub be asked for a name that is not built in.
+
+    Raises:
+        SpecError: no such name, folder or file; or not a plain transformer (mixtures of experts, encoder-decoders).
+    """
+    if isinstance(model, ModelShape):
+        return model
+    if (known := builtin().get(model)) and not Path(model).exists():
+        return known
+    return read_shape(model, hub)
 
 
 def read_shape(model: str, hub: bool = True) -> ModelShape:

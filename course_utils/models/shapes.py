@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -157,24 +156,3 @@ def builtin() -> dict[str, ModelShape]:
         "Qwen/Qwen3-8B": _qwen3(151936, 4096, 12288, 36, 32, 8, 128),
         "Qwen/Qwen3-32B": _qwen3(151936, 5120, 25600, 64, 64, 8, 128),
     }
-
-
-def shape_of(model: str | ModelShape, hub: bool = True) -> ModelShape:
-    """The shape of a model given by name, by a folder or ``config.json``, or as a shape already.
-
-    Well-known names need neither a network nor transformers. Everything else is built on the ``meta`` device (no
-    memory) from its config and looked at.
-
-    Args:
-        hub: may the Hugging Face hub be asked for a name that is not built in.
-
-    Raises:
-        SpecError: no such name, folder or file; or not a plain transformer (mixtures of experts, encoder-decoders).
-    """
-    if isinstance(model, ModelShape):
-        return model
-    if (known := builtin().get(model)) and not Path(model).exists():
-        return known
-    from course_utils.models.configs import read_shape
-
-    return read_shape(model, hub)

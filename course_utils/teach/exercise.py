@@ -1,9 +1,9 @@
 """The exercise engine: ``check("01.2", my_function)`` says what is right, wrong and why.
 
 A lesson's exercises live in ``lessons/lesson_NN/exercises.py`` (a checker function each, registered with
-``@exercise``), their solutions in ``solutions.py`` beside it. A checker calls the learner's function on small inputs and raises
-``Wrong`` with the input, what was expected and a hint. ``check`` never raises: a headless run of a lesson passes with
-its exercises unattempted.
+``@exercise``), their solutions in ``solutions.py`` beside it. A checker calls the learner's function on small inputs
+and raises ``Wrong`` with the input, what was expected and a hint. ``check`` never raises: a headless run of a lesson
+passes with its exercises unattempted.
 """
 
 from __future__ import annotations

@@ -241,6 +241,7 @@ for scale in (100.0, 0.01):
 
 # %%
 from course_utils.lessons.lesson_01 import figures
+from course_utils.teach import charts
 
 beta, gradient, m, raw = 0.9, 1.0, 0.0, []
 for _ in range(30):
@@ -577,7 +578,7 @@ curves = {
     for name, schedule in by_name.items()
 }
 teach.show(
-    figures.schedules(curves, plan["warmup"]),
+    charts.schedules(curves, plan["warmup"]),
     alt="Both schedules rise in a straight line over the first tenth of the run. The linear one then falls in a "
     "straight line to zero; the cosine stays higher at first, falls fastest in the middle and flattens at the end.",
 )

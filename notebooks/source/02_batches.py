@@ -418,6 +418,7 @@ print("15% targets, of these 80 / 10 / 10, each within four standard errors; tar
 
 # %%
 from course_utils.lessons.lesson_02 import figures
+from course_utils.teach import charts
 
 often = DataCollatorForLanguageModeling(
     tokenizer, mlm_probability=0.35, mask_replace_prob=0.6, random_replace_prob=0.2, seed=227
@@ -796,7 +797,7 @@ if leakage:
     models = list(leakage["split by row"][0])
     values = {name: {split: scores[0][name] for split, scores in leakage.items()} for name in models}
     teach.show(
-        figures.grouped_bars(values, "test accuracy"),
+        charts.grouped_bars(values, "test accuracy"),
         alt="Test accuracy of two models under both splits. The split by row reports clearly more for both, "
         "most for the nearest neighbour.",
     )
@@ -980,7 +981,7 @@ else:
 bars = {"majority class": majority, "random encoder": accuracy["random"], "pretrained encoder": accuracy["pretrained"]}
 bars |= {"TF-IDF, same labels": tfidf}
 teach.show(
-    figures.grouped_bars({name: {"2,000 labels": value} for name, value in bars.items()}, "test accuracy"),
+    charts.grouped_bars({name: {"2,000 labels": value} for name, value in bars.items()}, "test accuracy"),
     alt="Four bars of test accuracy with 2,000 labels: the majority class is lowest, a linear probe on the random "
     "encoder follows, on the pretrained encoder it is higher, and word counts are clearly highest.",
 )

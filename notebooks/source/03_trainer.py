@@ -335,6 +335,7 @@ print(outline(recorded.of_step(1)))
 
 # %%
 from course_utils.lessons.lesson_03 import figures
+from course_utils.teach import charts
 
 teach.show(
     figures.timeline(recorded.of_step(1), "One optimizer step of the Trainer, two micro-batches"),
@@ -553,7 +554,7 @@ curves["cosine_with_restarts"] = factors("cosine_with_restarts", num_cycles=3)
 curves["cosine_with_min_lr"] = factors("cosine_with_min_lr", min_lr_rate=0.1)
 curves["warmup_stable_decay"] = factors("warmup_stable_decay", num_decay_steps=40)
 teach.show(
-    figures.schedules(curves, warmup_steps=20),
+    charts.schedules(curves, warmup_steps=20),
     alt="Eight panels, each one schedule: all rise linearly during the warm-up; linear falls in a straight line, "
     "cosine in a half wave, one stays constant, one falls with the inverse square root, the polynomial of power 2 in a "
     "parabola, one restarts three times, one ends at a tenth of the peak, one is flat and falls only at the end.",

@@ -68,7 +68,8 @@ from pathlib import Path
 
 from course_utils.launch import Spec
 from course_utils.launch.files.write import refuse_to_lose
-from course_utils.models.shapes import parameter_count, shape_of
+from course_utils.models.configs import shape_of
+from course_utils.models.shapes import parameter_count
 
 given = {"model": model, "strategy": strategy, "nodes": num_nodes, "gpus_per_node": gpus_per_node, "gpu": gpu}
 given |= {"precision": precision, "micro_batch": micro_batch, "global_batch": global_batch, "max_steps": max_steps}
@@ -774,16 +775,14 @@ for strategy_name in ("ddp", "fsdp1", "zero1", "zero2", "zero3"):
 # makes it do so here.
 #
 # The program is `course_utils/recipes/finetune.py`, the one that all files start. Its data is a file of JSON lines:
-# here sentences of this project's own documentation.
+# here sentences of the training split.
 
 # %%
 import json
 
-from course_utils.data import own_sentences
-
 data_file = place / "sentences.jsonl"
 with data_file.open("w", encoding="utf-8") as file:
-    file.writelines(json.dumps({"text": sentence}) + "\n" for sentence in own_sentences())
+    file.writelines(json.dumps({"text": sentence}) + "\n" for sentence in dataset["train"]["text"][:600])
 
 # %%
 settings = {"precision": "fp32", "sequence_length": 64, "micro_batch": 4, "accumulation": 2, "global_batch": None}

@@ -45,7 +45,7 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tiny")
     source, notebook = folder / "01_tiny.py", folder / "01_tiny.ipynb"
     source.write_text(TINY)
-    assert build.build(source, notebook) == 4
+    assert build.build(source, notebook) == (4, False)
     return source, notebook
 
 
@@ -90,6 +90,79 @@ def test_a_comment_between_cells_changes_the_hash(copy):
     source, notebook = copy
     source.write_text(TINY + "# one more line\n")
     assert build.disagreements(source, notebook)
+
+
+# --- helpers and figures are sealed, too -----------------------------------------------------------------------------
+
+TIMED = """# %%
+from course_utils.training.schedules import constant
+print(constant(3))
+# %% tags=["nbval-ignore-output"]
+import time
+assert time.time() > 0
+print(time.time())
+"""
+SCHEDULES = build.ROOT / "course_utils" / "training" / "schedules.py"
+FIGURES = build.ROOT / "course_utils" / "lessons" / "lesson_03" / "figures.py"
+
+
+def edited(monkeypatch, *paths: Path) -> None:
+    """As if ``paths`` held another text."""
+    real = build.text_sha256
+    monkeypatch.setattr(build, "text_sha256", lambda path: "0" * 64 if path in paths else real(path))
+
+
+def texts(notebook: Path) -> list[str]:
+    return ["".join(o.text for o in cell.get("outputs", [])) for cell in nbformat.read(notebook, as_version=4).cells]
+
+
+@pytest.fixture
+def timed(tmp_path) -> tuple[Path, Path]:
+    source, notebook = tmp_path / "01_timed.py", tmp_path / "01_timed.ipynb"
+    source.write_text(TIMED)
+    build.build(source, notebook)
+    return source, notebook
+
+
+def test_a_new_colour_turns_lesson_and_deck_03_red_and_no_other(monkeypatch):
+    before = {notebook for source, notebook in PAIRS.items() if not build.disagreements(source, notebook)}
+    edited(monkeypatch, FIGURES)
+    red = {notebook for source, notebook in PAIRS.items() if build.disagreements(source, notebook)}
+    assert {notebook.stem for notebook in red & before} == {"03_trainer"} and len(red & before) == 2
+    sentence = "03_trainer.ipynb was built with another version of course_utils/lessons/lesson_03/figures.py"
+    assert all(sentence in build.disagreements(s, n)[0] for s, n in PAIRS.items() if n in red)
+
+
+def test_a_changed_helper_is_noticed_and_a_rebuild_with_the_same_results_changes_only_the_seal(timed, monkeypatch):
+    source, notebook = timed
+    before = texts(notebook)
+    edited(monkeypatch, SCHEDULES)
+    assert build.disagreements(source, notebook) == [
+        "01_timed.ipynb was built with another version of course_utils/training/schedules.py: run `make notebooks`"
+    ]
+    assert not build.is_current(source, notebook)
+    assert build.build(source, notebook) == (2, True)
+    assert texts(notebook) == before and build.disagreements(source, notebook) == []
+
+
+def test_a_rebuild_takes_new_outputs_where_they_are_asked_for_differ_or_are_drawn_anew(timed, monkeypatch):
+    source, notebook = timed
+    before = texts(notebook)
+    assert build.build(source, notebook, force=True) == (2, False)
+    assert texts(notebook)[0] == before[0] and texts(notebook)[1] != before[1]
+    source.write_text(TIMED.replace("constant(3)", "constant(3) + 1"))
+    assert build.build(source, notebook) == (2, False)
+    monkeypatch.setattr(build, "changed_files", lambda *_: ["course_utils/teach/charts.py"])
+    assert build.build(source, notebook) == (2, False)
+
+
+def test_prose_comments_and_imports_may_change_without_new_outputs(timed):
+    source, notebook = timed
+    before = texts(notebook)
+    changed = TIMED.replace("import constant", "import constant, make_scheduler  # a comment")
+    source.write_text("# %% [markdown]\n# # A heading\n" + changed)
+    assert build.build(source, notebook) == (2, True)
+    assert texts(notebook)[1:] == before and build.disagreements(source, notebook) == []
 
 
 @pytest.mark.parametrize(

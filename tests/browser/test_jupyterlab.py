@@ -14,28 +14,29 @@ import pytest
 
 from course_utils.authoring.build import ROOT
 from course_utils.authoring.run_course import lessons
+from tests.lesson_runs import record_execution
 
 pytestmark = pytest.mark.browser
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
 
 
-def lesson_to_click_through(folder: Path) -> Path:
-    """A copy of lesson 01 without outputs and with few steps."""
-    if not lessons():
-        pytest.skip("no lesson is built yet")
-    notebook = nbformat.read(lessons()[0], as_version=4)
+def copy_to_click_through(lesson: Path, folder: Path) -> Path:
+    """A copy of ``lesson`` without outputs and with few steps."""
+    notebook = nbformat.read(lesson, as_version=4)
     parameters = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     parameters.source, count = re.subn(r"(?m)^max_steps = \d+", "max_steps = 40", parameters.source)
     assert count == 1
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, folder / "lesson_01.ipynb")
-    return folder / "lesson_01.ipynb"
+    nbformat.write(notebook, folder / lesson.name)
+    return folder / lesson.name
 
 
-def test_lesson_01_runs_through(browser, lab, tmp_path):
-    notebook = lesson_to_click_through(lab.root)
+@pytest.mark.parametrize("lesson", lessons()[:1], ids=lambda path: path.stem)
+def test_lesson_01_runs_through(lesson, browser, lab, tmp_path, record_property):
+    notebook = copy_to_click_through(lesson, lab.root)
+    record_execution(record_property, lesson, "browser")
     outside: list[str] = []
     page = browser.new_page()
     page.on("request", lambda request: None if request.url.startswith(LOCAL) else outside.append(request.url))

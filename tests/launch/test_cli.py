@@ -123,11 +123,3 @@ def test_as_a_command(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: offload='optimizer' does not exist for strategy='fsdp2'; allowed: 'none', 'all'\n"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_importing_costs_nothing():
-    heavy = "{'torch', 'transformers', 'accelerate', 'deepspeed', 'pydantic', 'jinja2'}"
-    program = f"import sys, course_utils.launch; sys.exit(bool({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
-    program = "import sys, course_utils.launch.check.folder; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

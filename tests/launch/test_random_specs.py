@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from course_utils.errors import SpecError
+from course_utils.gpus import GPUS
 from course_utils.launch.check.cloud import expanded, lost
 from course_utils.launch.check.folder import check
 from course_utils.launch.check.scripts import resolve
@@ -65,9 +66,7 @@ def fields(draw):
         "output_dir": draw(TEXT),
         "model": draw(st.just("Qwen/Qwen3-0.6B") | TEXT),
         "trainer_flags": draw(rarely(st.just(True), st.just(False))),
-        "gpu": draw(
-            rarely(st.sampled_from(("H100-80GB", "L4-24GB", "A100-40GB")), st.sampled_from(tuple(cloud.INSTANCES)))
-        ),
+        "gpu": draw(rarely(st.sampled_from(("H100-80GB", "L4-24GB", "A100-40GB")), st.sampled_from(tuple(GPUS)))),
         "micro_batch": draw(st.integers(1, 9)),
         "accumulation": draw(st.none() | st.integers(1, 9)),
         "sequence_length": draw(st.integers(1, 99)) * 16,

@@ -46,6 +46,20 @@ def parameters_first(notebook: Any) -> list[str]:
     return [f"the parameters cell does not set {', '.join(sorted(missing))}"] if missing else []
 
 
+def opening_call(notebook: Any) -> list[str]:
+    """The second code cell checks the parameters before anything else happens, torch's import included."""
+    cells = code_cells(notebook)
+    body = ast.parse(cells[1].source).body if len(cells) > 1 else []
+    while body and isinstance(body[0], ast.ImportFrom) and body[0].module == "course_utils":
+        del body[0]
+    call = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    if not isinstance(call, ast.Call) or ast.unparse(call.func) != "teach.start":
+        return ["the second code cell does not begin with teach.start(...), after `from course_utils import` at most"]
+    passed = {word.arg for word in call.keywords if isinstance(word.value, ast.Name) and word.value.id == word.arg}
+    absent = [f"{name}={name}" for name in ("source", "max_steps", "seed") if name not in passed]
+    return [f"teach.start is called without {', '.join(absent)}"] if absent else []
+
+
 def known_tags(notebook: Any) -> list[str]:
     unknown = set().union(*map(tags, notebook.cells)) - KNOWN_TAGS
     return [f"unknown tag {name!r}; allowed: {', '.join(sorted(KNOWN_TAGS))}" for name in sorted(unknown)]
@@ -134,6 +148,7 @@ def output_texts(notebook: Any) -> Iterator[tuple[int, str]]:
 
 LESSON_RULES = [
     parameters_first,
+    opening_call,
     known_tags,
     ignored_cells_assert,
     compared_share,

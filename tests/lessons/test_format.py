@@ -46,6 +46,7 @@ def test_readme_lists_every_lesson():
 # --- each rule on a lesson that keeps all of them, and with one fault planted -----------------------------------------
 
 CODE, TEXT = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+START = "from course_utils import teach\n\nteach.start(source=source, max_steps=max_steps, seed=seed, batch_size=8)"
 
 
 def good_lesson() -> nbformat.NotebookNode:
@@ -55,6 +56,7 @@ def good_lesson() -> nbformat.NotebookNode:
     cells = [
         TEXT("# 01 · A lesson\nYou will be able to read. **Minutes:** 5 · **Prerequisites:** none"),
         CODE("source = 'local'\nmax_steps = 3\nseed = 0", metadata={"tags": ["parameters"]}),
+        CODE(START),
         TEXT("## 1 What goes wrong"),
         CODE("show()", outputs=[image]),
         CODE("t = 2\nassert t < 3\nprint(t)", metadata={"tags": ["nbval-ignore-output"]}),
@@ -74,7 +76,7 @@ def test_a_good_lesson_passes(rule):
 
 
 def printed(text: str):
-    return lambda nb: nb.cells[3].outputs.append(nbformat.v4.new_output("stream", text=text))
+    return lambda nb: nb.cells[4].outputs.append(nbformat.v4.new_output("stream", text=text))
 
 
 @pytest.mark.parametrize(
@@ -82,21 +84,29 @@ def printed(text: str):
     [
         (rules.parameters_first, lambda nb: nb.cells[1].metadata.update(tags=[]), "not tagged parameters"),
         (rules.parameters_first, lambda nb: nb.cells[1].update(source="seed = 0"), "max_steps, source"),
-        (rules.known_tags, lambda nb: nb.cells[3].metadata.update(tags=["nbval-ignore"]), "'nbval-ignore'"),
-        (rules.known_tags, lambda nb: nb.cells[3].metadata.update(tags=["nbval-skip"]), "'nbval-skip'"),
-        (rules.ignored_cells_assert, lambda nb: nb.cells[4].update(source="print(2)  # assert"), "asserts nothing"),
-        (rules.ignored_cells_assert, lambda nb: nb.cells[4].metadata.update(tags=["strip-output"]), "without nbval"),
+        (rules.opening_call, lambda nb: nb.cells[2].update(source=START.partition("\n")[0]), "does not begin"),
+        (rules.opening_call, lambda nb: nb.cells[2].update(source="import torch\n" + START), "does not begin"),
+        (rules.opening_call, lambda nb: nb.cells.insert(2, CODE("import torch")), "does not begin"),
+        (rules.opening_call, lambda nb: nb.cells[2].update(source=START.replace("teach.start", "start")), "not begin"),
+        (rules.opening_call, lambda nb: nb.cells.pop(2), "does not begin"),
+        (rules.opening_call, lambda nb: nb.cells[2].update(source="teach.start()"), "source=source, max_steps=max_"),
+        (rules.opening_call, lambda nb: nb.cells[2].update(source=START.replace("=max_steps", "=3")), "max_steps=max_"),
+        (rules.opening_call, lambda nb: nb.cells[2].update(source=START.replace("seed=seed", "seed=0")), "seed=seed"),
+        (rules.known_tags, lambda nb: nb.cells[4].metadata.update(tags=["nbval-ignore"]), "'nbval-ignore'"),
+        (rules.known_tags, lambda nb: nb.cells[4].metadata.update(tags=["nbval-skip"]), "'nbval-skip'"),
+        (rules.ignored_cells_assert, lambda nb: nb.cells[5].update(source="print(2)  # assert"), "asserts nothing"),
+        (rules.ignored_cells_assert, lambda nb: nb.cells[5].metadata.update(tags=["strip-output"]), "without nbval"),
         (rules.compared_share, lambda nb: [c.metadata.update(tags=["nbval-ignore-output"]) for c in nb.cells], "0% of"),
         (rules.short_cells, lambda nb: [c.update(source="x = 1\n" * 11) for c in nb.cells], "has 11 lines"),
-        (rules.sections, lambda nb: nb.cells.pop(2), "what goes wrong"),
-        (rules.sections, lambda nb: nb.cells.pop(5), "exercises"),
-        (rules.sections, lambda nb: nb.cells.pop(8), "recap"),
-        (rules.sections, lambda nb: nb.cells.pop(9), "quiz"),
+        (rules.sections, lambda nb: nb.cells.pop(3), "what goes wrong"),
+        (rules.sections, lambda nb: nb.cells.pop(6), "exercises"),
+        (rules.sections, lambda nb: nb.cells.pop(9), "recap"),
+        (rules.sections, lambda nb: nb.cells.pop(10), "quiz"),
         (rules.sections, lambda nb: nb.cells.pop(0), "title"),
-        (rules.sections, lambda nb: nb.cells[9].update(source="## Quiz\n<details>"), "not closed"),
-        (rules.exercises_checked, lambda nb: nb.cells.pop(6), "fewer than two"),
-        (rules.images_have_alt_text, lambda nb: nb.cells[3].outputs[0].metadata.clear(), "alternative text"),
-        (rules.images_have_alt_text, lambda nb: nb.cells[2].update(source="![](a.png)"), "alternative text"),
+        (rules.sections, lambda nb: nb.cells[10].update(source="## Quiz\n<details>"), "not closed"),
+        (rules.exercises_checked, lambda nb: nb.cells.pop(7), "fewer than two"),
+        (rules.images_have_alt_text, lambda nb: nb.cells[4].outputs[0].metadata.clear(), "alternative text"),
+        (rules.images_have_alt_text, lambda nb: nb.cells[3].update(source="![](a.png)"), "alternative text"),
         (rules.quiet_outputs, printed(" 42%|████      | 42/100 [00:01<00:02, 25.3it/s]"), "progress bar"),
         (rules.quiet_outputs, printed("<stdin>:1: FutureWarning: old"), "warning"),
         (rules.quiet_outputs, printed("saved to /tmp/tmpabc/checkpoint-3"), "path of the machine"),

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from course_utils.errors import SpecError
 from course_utils.launch.planner.plan import GIB, Plan, plan
 from course_utils.launch.spec import Spec
-from course_utils.models.shapes import ModelShape, shape_of
+from course_utils.models.configs import shape_of
+from course_utils.models.shapes import ModelShape
 
 MOST_NODES = 16  # times the nodes asked for
 LORA_RANK = 16

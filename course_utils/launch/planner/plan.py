@@ -9,7 +9,8 @@ from course_utils.errors import SpecError
 from course_utils.gpus import GPUS
 from course_utils.launch.planner import memory, speed
 from course_utils.launch.spec import Spec
-from course_utils.models.shapes import ModelShape, shape_of
+from course_utils.models.configs import shape_of
+from course_utils.models.shapes import ModelShape
 
 GIB = memory.GIB
 NAMES = {"ddp": "DDP", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}

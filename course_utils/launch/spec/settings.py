@@ -11,7 +11,8 @@ from typing import Any
 
 from course_utils.errors import SpecError
 from course_utils.launch.spec.spec import Spec
-from course_utils.models.shapes import ModelShape, shape_of
+from course_utils.models.configs import shape_of
+from course_utils.models.shapes import ModelShape
 
 GRADIENT_CLIPPING = 1.0  # TrainingArguments' default max_grad_norm; DeepSpeed must be told the same number
 # finetune's names for the course's own models. ModernBERT's default list would wrap the embeddings twice: FSDP2 raises.

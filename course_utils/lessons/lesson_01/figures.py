@@ -42,19 +42,6 @@ def decay_paths(paths: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def schedules(curves: Mapping[str, Sequence[float]], warmup_steps: int) -> Figure:
-    """Learning rate against the optimizer step, one line per schedule; the warm-up is shaded."""
-    figure, axis = new_figure()
-    axis.axvspan(0, warmup_steps, color="#EFEFEF")
-    axis.text(warmup_steps * 1.1, 0, "warm-up ends", fontsize=10, color=COLORS["grey"], va="bottom")
-    for (name, rates), style in zip(curves.items(), ("-", "--", ":"), strict=False):
-        axis.plot(rates, linestyle=style, label=name)
-    axis.set(xlabel="optimizer step", ylabel="learning rate", title="Up in a tenth of the run, then down")
-    axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axis.legend()
-    return figure
-
-
 def step_times(
     seconds: Mapping[str, float], recorded: Mapping[str, float], machine: str, reference: str = "torch fused"
 ) -> Figure:
@@ -144,27 +131,6 @@ def training_curve(history: Sequence[Mapping[str, float]], max_grad_norm: float,
     bottom.axhline(max_grad_norm, color=COLORS["black"], linewidth=1.2, linestyle=":", label="clipped above this")
     bottom.set(xlabel="optimizer step", ylabel="gradient norm (L2)", title="Gradient norm before clipping")
     bottom.legend(loc="upper right")
-    return figure
-
-
-def score_bars(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Accuracy and macro-F1 of several models, side by side; several runs of a model show as dots on their mean.
-
-    Args:
-        scores: model -> one ``{"accuracy": ..., "macro_f1": ...}`` per run, each between 0 and 1.
-    """
-    figure, axes = new_figure(1, 2, height=3.2, sharey=True)
-    names = list(scores)[::-1]
-    for axis, score, title in zip(axes, ("accuracy", "macro_f1"), ("Accuracy", "Macro-F1"), strict=True):
-        values = [[run[score] for run in scores[name]] for name in names]
-        means = [sum(runs) / len(runs) for runs in values]
-        bars = axis.barh(names, means, height=0.6, color=[COLORS["blue"], *[COLORS["grey"]] * (len(names) - 1)])
-        axis.bar_label(bars, [f"{mean:.3f}" for mean in means], padding=10)
-        for name, runs in zip(names, values, strict=True):
-            if len(runs) > 1:
-                axis.plot(runs, [name] * len(runs), "o", color=COLORS["black"], markersize=4)
-        axis.set(xlim=(0, 0.9), title=title)
-        axis.grid(axis="y", visible=False)
     return figure
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from course_utils.teach.charts import grouped_bars
 from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
@@ -176,25 +177,6 @@ def attention_masks(masks: dict[str, np.ndarray], boundaries: Sequence[int]) -> 
     np.atleast_1d(axes)[0].set_ylabel("query (position in the row)")
     bar = figure.colorbar(image, ax=axes, label="may look: 1", shrink=0.8, ticks=[0, 1], boundaries=[-0.5, 0.5, 1.5])
     bar.ax.tick_params(length=0)
-    return figure
-
-
-def grouped_bars(values: dict[str, dict[str, float]], label: str, spread: dict | None = None) -> Figure:
-    """Bars in groups: ``values[group][series]``; ``spread`` of the same form draws half-widths of error bars."""
-    figure, axis = new_figure(1, 1, height=3.4)
-    groups, series = list(values), list(next(iter(values.values())))
-    width = 0.8 / len(series)
-    for number, name in enumerate(series):
-        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
-        heights = [values[group][name] for group in groups]
-        errors = [spread[group][name] for group in groups] if spread else None
-        color = list(COLORS.values())[number]
-        bars = axis.bar(places, heights, 0.92 * width, label=name, color=color, yerr=errors, capsize=4)
-        axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=11)
-    axis.set_xticks(range(len(groups)), groups)
-    axis.set(ylabel=label, ylim=(0, 1.25 * max(max(group.values()) for group in values.values())))
-    axis.legend(loc="upper left", ncols=len(series))
-    axis.grid(axis="x", visible=False)
     return figure
 
 

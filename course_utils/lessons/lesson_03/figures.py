@@ -66,23 +66,6 @@ def timeline(calls: Sequence[Call], title: str) -> Figure:
     return figure
 
 
-def schedules(curves: Mapping[str, Sequence[float]], warmup_steps: int) -> Figure:
-    """Small multiples: learning rate as a share of its peak over the optimizer steps, one panel per schedule."""
-    columns = 4
-    rows = -(-len(curves) // columns)
-    figure, axes = new_figure(rows, columns, height=1.9, sharex=True, sharey=True, squeeze=False)
-    for axis, (name, curve) in zip(axes.flat, curves.items(), strict=False):
-        axis.axvspan(0, warmup_steps, color="#EFEFEF")
-        axis.plot(range(len(curve)), curve, color=COLORS["blue"])
-        axis.set_title(name, fontsize=9.5)
-        axis.set_ylim(0, 1.08)
-    for axis in axes.flat[len(curves) :]:
-        axis.set_axis_off()
-    figure.supxlabel("optimizer step (grey: warm-up)", fontsize=12)
-    figure.supylabel("learning rate / peak", fontsize=12)
-    return figure
-
-
 def training_curves(history: Sequence[Mapping[str, float]], best_step: int | None = None) -> Figure:
     """Training and validation loss on the left; accuracy and macro-F1 of the validation rows on the right.
 

@@ -147,15 +147,6 @@ def test_a_machine_sagemaker_does_not_offer_is_one_sentence(tmp_path):
     assert different(spec, tmp_path / "launch") == set()
 
 
-def test_every_gpu_has_an_instance_and_a_name_for_skypilot():
-    from course_utils.gpus import GPUS
-
-    assert set(cloud.INSTANCES) == set(GPUS) == set(cloud.ACCELERATORS)
-    assert all(
-        re.fullmatch(r"ml\.[a-z0-9]+\.\d*xlarge", name) for row in cloud.INSTANCES.values() for name in row.values()
-    )
-
-
 @pytest.mark.parametrize("name", ["A", "0", "My.Job_1", "a" * 63, "9" + "-_." * 20 + "x", "x" + "." * 60])
 def test_names_are_what_each_service_accepts(name):
     spec = Spec(name=name)

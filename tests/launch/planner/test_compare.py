@@ -4,7 +4,8 @@ import pytest
 
 from course_utils.launch.planner.compare import compare_estimators, comparison_table
 from course_utils.launch.spec import Spec
-from course_utils.models.shapes import builtin, parameter_count, shape_of
+from course_utils.models.configs import shape_of
+from course_utils.models.shapes import builtin, parameter_count
 
 PSI = parameter_count(builtin()["meta-llama/Llama-3.1-8B"])
 

@@ -9,8 +9,8 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, 
 from course_utils.launch.planner.measured import measured_shard, measured_step
 from course_utils.launch.planner.plan import plan
 from course_utils.launch.spec import Spec
-from course_utils.models.configs import meta_model, shape_of_config
-from course_utils.models.shapes import builtin, parameter_count, shape_of
+from course_utils.models.configs import meta_model, shape_of, shape_of_config
+from course_utils.models.shapes import builtin, parameter_count
 
 SIZES = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False}

@@ -14,7 +14,8 @@ from course_utils.launch.planner.plan import CHOICES, GIB, plan, strategies
 from course_utils.launch.planner.report import plan_table, strategies_table, verdict
 from course_utils.launch.spec import Spec
 from course_utils.lessons.lesson_15 import figures
-from course_utils.models.shapes import ModelShape, builtin, parameter_count, shape_of
+from course_utils.models.configs import shape_of
+from course_utils.models.shapes import ModelShape, builtin, parameter_count
 
 LLAMA = builtin()["meta-llama/Llama-3.1-8B"]
 PSI = parameter_count(LLAMA)

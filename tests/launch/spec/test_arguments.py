@@ -4,7 +4,7 @@ import pytest
 
 from course_utils.launch import Spec, render
 from course_utils.launch.spec.arguments import program_arguments
-from course_utils.models.shapes import shape_of
+from course_utils.models.configs import shape_of
 
 LM_SHAPE = shape_of("Qwen/Qwen3-0.6B")
 PARAGRAPHS = "the course's paragraphs (no data argument)"

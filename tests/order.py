@@ -1,0 +1,39 @@
+"""Which tests stay together on one worker, and in which order they start: the longest first, so that none is last."""
+
+from __future__ import annotations
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# Each test of these files is a group of its own; the tests of any other file, and a notebook's cells, stay together.
+EVERY_TEST_ALONE = ("tests/lessons/test_short_runs.py",)
+# After the notebooks and the short runs of lessons. Seconds on two busy cores: pytest --durations.
+LONGEST_FILES = ()
+
+
+def group(nodeid: str) -> str:
+    """What an item shares a worker with: items of one group run one after the other, on one worker."""
+    path = nodeid.partition("::")[0]
+    return nodeid if path in EVERY_TEST_ALONE else path
+
+
+def rank(nodeid: str) -> int:
+    """Place of an item's group in the queue, 0 first."""
+    path = nodeid.partition("::")[0]
+    if path.endswith(".ipynb"):
+        return 0
+    if path in EVERY_TEST_ALONE:
+        return 1
+    return 2 + (LONGEST_FILES.index(path) if path in LONGEST_FILES else len(LONGEST_FILES))
+
+
+class Groups(LoadScopeScheduling):
+    """xdist's queue of groups, in the order of collection, with ``group`` as the rule."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Sort ``items`` in place by the rank of their group; within a group the order stays."""
+    items.sort(key=lambda item: rank(item.nodeid))
