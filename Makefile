@@ -2,16 +2,19 @@
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
 RUN := .venv/bin/python -m
 WORKERS ?= 2
+PYTEST := $(RUN) pytest --nbval --nbval-current-env -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # Idle OpenMP threads that spin steal the cores from everything else.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: course test lab slides notebooks bench test-portable lint clean setup data
+.PHONY: course test test-long test-portable lab slides notebooks bench lint clean setup data
 
 course: data        ## execute every lesson into build/executed/
 	@$(RUN) course_utils.authoring.run_course
-test: data          ## everything CI runs
-	@$(RUN) pytest --nbval --nbval-current-env --nbval-cell-timeout 300 \
-		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: data          ## everything CI runs on a change; ONLY=05: what concerns that lesson
+	@$(PYTEST) --nbval-cell-timeout 300 --durations=25 $(if $(ONLY),--lesson $(ONLY))
+test-long: data     ## what CI runs every night: the campaigns of which `test` runs samples, then test-portable
+	@$(PYTEST) --durations=25 -m long tests
+	@$(MAKE) --no-print-directory test-portable
 lab: data           ## JupyterLab on notebooks/
 	@$(RUN) jupyterlab notebooks
 slides: setup       ## build/slides/*.html
@@ -21,8 +24,8 @@ notebooks: data     ## source -> executed notebook, lessons and decks whose sour
 bench: data         ## every measurement of bench/
 	@set -e; for program in bench/bench_*.py; do echo "== $$program"; .venv/bin/python $$program; done
 test-portable: data  ## the committed outputs once more, as a processor without vector instructions computes them
-	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(RUN) pytest --nbval --nbval-current-env \
-		--nbval-cell-timeout 600 -n $(WORKERS) --dist loadfile tests/notebooks/test_built.py notebooks
+	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+		$(PYTEST) --nbval-cell-timeout 600 tests/authoring/test_build.py notebooks
 lint: setup
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 clean:              ## remove what was built; the data cache and .venv stay

@@ -4,13 +4,15 @@
     python -m course_utils.authoring.run_course 01 -p max_steps 40
 
 The executed notebooks lie in ``build/executed/``. A failing lesson does not stop the others; its error is printed last
-and the exit code is 1.
+and the exit code is 1. CPU-seconds stand beside seconds: far more seconds than CPU-seconds per core mean a host that is
+busy with something else.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import resource
 import sys
 import time
 from pathlib import Path
@@ -39,15 +41,21 @@ def run(notebooks: list[Path], folder: Path, parameters: dict[str, Any] | None =
     failures = {}
     for number, notebook in enumerate(notebooks, 1):
         print(f"[{number}/{len(notebooks)}] {notebook.stem:<24}", end=" ", flush=True)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds()
         try:
             result = execute(notebook, folder / notebook.name, notebook.parent, parameters)
             outcome = f"{sum(cell.cell_type == 'code' for cell in result.cells):>3} cells"
         except Exception as error:  # a broken lesson must not stop the others
             failures[notebook.stem] = describe_failure(error)
             outcome = "   FAILED"
-        print(f"{outcome} {time.perf_counter() - began:>5.0f} s", flush=True)
+        print(f"{outcome} {time.perf_counter() - began:>5.0f} s {cpu_seconds() - used:>5.0f} CPU-s", flush=True)
     return failures
+
+
+def cpu_seconds() -> float:
+    """What all child processes that have ended used: a lesson's kernel, and what that started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def as_value(text: str) -> Any:
@@ -71,14 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     parameters = {name: as_value(text) for name, text in options.p}
     folder = ROOT / "build" / "executed"
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     try:
         failures = run(chosen, folder, parameters)
     except KeyboardInterrupt:
         print("\ninterrupted: the remaining lessons did not run", file=sys.stderr)
         return 130
-    passed = len(chosen) - len(failures)
-    print(f"{passed} of {len(chosen)} lessons ran through in {time.perf_counter() - began:.0f} s: {folder}", flush=True)
+    passed, took = (
+        len(chosen) - len(failures),
+        f"{time.perf_counter() - began:.0f} s ({cpu_seconds() - used:.0f} CPU-s)",
+    )
+    print(f"{passed} of {len(chosen)} lessons ran through in {took}: {folder}", flush=True)
     for name, text in failures.items():
         print(f"\n{name}: {text}", flush=True)
     return 1 if failures else 0

@@ -1,18 +1,23 @@
 """Train the course's classifier with a hand-written loop; kill it at any time and start it again (lesson 01).
 
     python -m course_utils.recipes.train_by_hand --folder runs/by_hand                  # 500 steps, under a minute
-    python -m course_utils.recipes.train_by_hand --folder runs/by_hand --save_every 50  # then Ctrl-C or kill -9
-    python -m course_utils.recipes.train_by_hand --folder runs/by_hand --save_every 50  # the same line goes on
+    python -m course_utils.recipes.train_by_hand --folder runs/stopped --save_every 50  # then Ctrl-C or kill -9
+    python -m course_utils.recipes.train_by_hand --folder runs/stopped --save_every 50  # the same line goes on
     python -m course_utils.recipes.train_by_hand --folder runs/tiny --max_steps 20 --hidden_size 32
 
-One process, CPU or one GPU. Effective batch = batch_size x 1 device x accumulation. The folder gets checkpoints
-(step-00000050) and, at the end, result.json. The same command with the same folder always continues; another folder
-starts anew.
+One process, CPU or one GPU. Effective batch = batch_size x 1 device x accumulation. The folder gets settings.json,
+checkpoints (step-00000050) and, at the end, result.json. The same command with the same folder always goes on, to the
+very weights of a run that nothing stopped (on one machine, with one number of threads); another folder starts anew.
+A flag that cannot be used, or that contradicts the folder's checkpoints, is said in one sentence, with exit code 2.
 """
 
 import argparse
 import json
+import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from transformers import DataCollatorWithPadding
@@ -20,44 +25,109 @@ from transformers import DataCollatorWithPadding
 from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
 from course_utils.models import load_classifier, load_tokenizer
-from course_utils.training.checkpoint import CheckpointError
+from course_utils.training.checkpoint import CheckpointError, latest_checkpoint
 from course_utils.training.evaluation import evaluate
 from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import ForeachAdamW, parameter_groups
 from course_utils.training.schedules import make_scheduler
 
+SIZE_STEP = 8  # the encoder's 4 heads, each of which rotates its numbers in pairs
+MAY_CHANGE = ("folder", "save_every", "log_every")  # between the starts of one run: they do not touch the weights
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End the program as for any flag that cannot be used."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(message)
+
+
+def from_to(lowest: float, highest: float = math.inf, kind: type = int) -> Callable[[str], float]:
+    """A flag's ``type``: reads a finite number of ``kind`` in ``[lowest, highest]``; argparse names the flag."""
+    numbers = "a whole number" if kind is int else "a number"
+    allowed = f"{numbers} >= {lowest}" if highest == math.inf else f"{numbers} from {lowest} to {highest}"
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (lowest <= value <= highest and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text!r} is out of range; allowed: {allowed}")
+        return value
+
+    return read
+
 
 def read_settings(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    """The command line; one that cannot be used ends the program."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    add, share = parser.add_argument, from_to(0, 1, float)
     add("--folder", type=Path, required=True, help="where checkpoints and result.json go")
     # data
-    add("--source", default="local", choices=["local", "hub"])
-    add("--batch_size", type=int, default=32, help="rows per micro-batch")
-    add("--accumulation", type=int, default=1, help="micro-batches per optimizer step")
-    add("--max_length", type=int, default=48, help="tokens of a row; what is longer is cut")
-    # model; None keeps the course's configuration
-    add("--hidden_size", type=int, default=None)
-    add("--num_hidden_layers", type=int, default=None)
+    add("--source", default="local", choices=["local", "hub"], help="the course's data and model, or the hub's")
+    add("--batch_size", type=from_to(1), default=32, help="rows per micro-batch")
+    add("--accumulation", type=from_to(1), default=1, help="micro-batches per optimizer step")
+    add("--max_length", type=from_to(3), default=48, help="tokens of a row; what is longer is cut")
+    # model
+    width = f"a multiple of {SIZE_STEP}; the course's configuration if unset"
+    add("--hidden_size", type=from_to(SIZE_STEP), help=width)
+    add("--num_hidden_layers", type=from_to(1), help="the course's configuration if unset")
     # optimization
-    add("--max_steps", type=int, default=500, help="optimizer steps")
-    add("--learning_rate", type=float, default=1e-3, help="at the end of the warm-up; a pretrained model wants ~5e-5")
-    add("--weight_decay", type=float, default=0.01)
-    add("--schedule", default="linear", choices=["linear", "cosine", "constant"])
-    add("--warmup_share", type=float, default=0.1, help="of max_steps")
-    add("--max_grad_norm", type=float, default=1.0, help="0 does not clip")
+    rate = "at the end of the warm-up; a pretrained model wants ~5e-5"
+    add("--max_steps", type=from_to(1), default=500, help="optimizer steps")
+    add("--learning_rate", type=from_to(0, kind=float), default=1e-3, help=rate)
+    add("--weight_decay", type=from_to(0, kind=float), default=0.01, help="of matrices, not of biases and norms")
+    add("--schedule", default="linear", choices=["linear", "cosine", "constant"], help="after the warm-up")
+    add("--warmup_share", type=share, default=0.1, help="of max_steps")
+    add("--max_grad_norm", type=from_to(0, kind=float), default=1.0, help="0 does not clip")
     # bookkeeping
-    add("--save_every", type=int, default=250, help="optimizer steps between checkpoints; 0 never")
-    add("--log_every", type=int, default=10, help="optimizer steps between printed lines")
-    add("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
+    add("--save_every", type=from_to(0), default=250, help="optimizer steps between checkpoints; 0 never")
+    add("--log_every", type=from_to(1), default=10, help="optimizer steps between printed lines")
+    add("--seed", type=from_to(0, 2**32 - 1), default=0, help="of new weights, dropout and the rows' order")
+    settings = parser.parse_args(arguments)
+
+    sizes = settings.hidden_size, settings.num_hidden_layers
+    if settings.source == "hub" and sizes != (None, None):
+        refuse("--hidden_size and --num_hidden_layers contradict --source hub, a pretrained model; allowed: neither")
+    if (settings.hidden_size or 0) % SIZE_STEP:
+        refuse(f"argument --hidden_size: {settings.hidden_size} does not fit; allowed: a multiple of {SIZE_STEP}")
+    if settings.folder.exists() and not settings.folder.is_dir():
+        refuse(f"argument --folder: {str(settings.folder)!r} is a file; allowed: a folder, or a new name")
+    return settings
+
+
+def check_same_run(settings: argparse.Namespace) -> None:
+    """End the program if the folder's checkpoints belong to other flags; a run that begins writes its flags down.
+
+    Loading a checkpoint would silently undo some of them (learning_rate, seed) and mix others in (batch_size).
+    """
+    file = settings.folder / "settings.json"
+    flags = {name: value for name, value in vars(settings).items() if name not in MAY_CHANGE}
+    if latest_checkpoint(settings.folder) is None:  # written only now: a kill while writing must not matter later
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(flags, indent=2))
+    elif file.exists():
+        began = json.loads(file.read_text())
+        for name, value in flags.items():
+            if began.get(name, value) != value:
+                refuse(
+                    f"argument --{name}: {value} contradicts the checkpoints in {settings.folder}, made with "
+                    f"{began[name]}; allowed: the same command, or another --folder"
+                )
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, or go on training; returns what result.json gets. ``arguments`` None: those of the command line."""
     settings = read_settings(arguments)
-    if not 0 <= settings.warmup_share <= 1:
-        raise ValueError(f"warmup_share={settings.warmup_share} is out of range; allowed: a number from 0 to 1")
+    check_same_run(settings)
     config = LoopConfig(
         max_steps=settings.max_steps,
         accumulation=settings.accumulation,
@@ -108,7 +178,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     by_length = sorted(rows["test"], key=lambda row: len(row["input_ids"]))
     result = evaluate(model, ShuffledBatches(by_length, 100, collate, shuffle=False))
     result |= {"max_steps": config.max_steps, "steps_in_this_process": len(history)}
-    settings.folder.mkdir(parents=True, exist_ok=True)
     (settings.folder / "result.json").write_text(json.dumps(result, indent=2))
     print(json.dumps(result))
     return result
@@ -117,5 +186,5 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, TypeError, ConnectionError, CheckpointError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         raise SystemExit(f"error: {error}") from None

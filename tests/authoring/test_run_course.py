@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import nbformat
 import pytest
 
@@ -30,13 +32,25 @@ def test_others_go_on_and_the_error_comes_last(root, monkeypatch, capsys):
     assert run_course.main(["-p", "max_steps", "7"]) == 1
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0].startswith("[1/2] 01_broken") and "FAILED" in lines[0]
-    assert lines[1].startswith("[2/2] 02_whole") and " cells" in lines[1] and lines[1].endswith(" s")
-    assert lines[2].startswith("1 of 2 lessons ran through in ")
+    assert re.fullmatch(r"\[2/2\] 02_whole +\d+ cells +\d+ s +\d+ CPU-s", lines[1])
+    assert re.match(r"1 of 2 lessons ran through in \d+ s \(\d+ CPU-s\): /", lines[2])
     assert "01_broken: code cell 4 failed:" in lines
     assert lines[-1] == "KeyError: 'planted'"
     executed = nbformat.read(root / "build" / "executed" / "02_whole.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "steps 7\n"
     assert (root / "build" / "executed" / "01_broken.ipynb").exists()
+
+
+BURN = "import time\nwhile time.process_time() < 2:\n    pass"
+
+
+def test_cpu_seconds_are_those_of_the_kernel_and_of_what_it_started(tmp_path, capsys):
+    write(tmp_path / "notebooks" / "01_idle.ipynb", "import time", "time.sleep(2)")
+    child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURN!r}], check=True)"
+    write(tmp_path / "notebooks" / "02_busy.ipynb", "max_steps = 1", BURN, child)
+    assert run_course.run(sorted((tmp_path / "notebooks").glob("*")), tmp_path / "executed") == {}
+    idle, busy = (int(found) for found in re.findall(r"(\d+) CPU-s", capsys.readouterr().out))
+    assert 3 <= busy - idle <= 6
 
 
 def test_an_unknown_lesson_is_refused(capsys):

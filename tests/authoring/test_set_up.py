@@ -99,6 +99,7 @@ def test_old_pythons_can_read_the_file():
         ("slides", "course_utils.authoring.decks.build"),
         ("notebooks", "course_utils.authoring.build"),
         ("bench", "bench/bench_*.py"),
+        ("test-long", "pytest --nbval"),
         ("test-portable", "ONEDNN_MAX_CPU_ISA=SSE41"),
         ("lint", "ruff check"),
         ("clean", "rm -rf build"),

@@ -47,7 +47,7 @@ def outcome(see):
 
 def strategies_of_accelerate():
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DeepSpeedPlugin
 
     def strategy(**options):
@@ -58,13 +58,15 @@ def strategies_of_accelerate():
     def see():
         os.environ.pop("ACCELERATE_USE_FSDP", None)  # left by an Accelerator that was given a plugin
         seen = {"ddp": strategy()}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        seen["ranks"] = [PartialState().distributed_type.name]  # TrainingArguments asks for no more than this
         fsdp = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
         seen |= {"fsdp": strategy(fsdp_plugin=fsdp), "fsdp, cpu": strategy(fsdp_plugin=fsdp, cpu=True)}
         with pytest.MonkeyPatch.context() as environment:  # as accelerate launch --cpu sets it
             environment.setenv("ACCELERATE_USE_DEEPSPEED", "true")
             environment.setenv("ACCELERATE_USE_CPU", "true")
             zero = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}}
-            seen["deepspeed"] = strategy(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero))
+            seen["deepspeed"] = strategy(cpu=True, deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=zero))
             assert os.environ["ACCELERATE_USE_CPU"] == "true"
         return seen
 
@@ -74,10 +76,11 @@ def strategies_of_accelerate():
 
 def test_accelerate_finds_the_ranks_and_the_strategy():
     without, repaired = one_of_two(strategies_of_accelerate)
-    assert without["fsdp"] == without["ddp"] == ["NO", 1, "cpu"]
+    assert without["fsdp"] == without["ddp"] == ["NO", 1, "cpu"] and without["ranks"] == ["NO"]
     assert without["fsdp, cpu"] == without["deepspeed"] == ["MULTI_CPU", 2, "cpu:0"]
     assert repaired["fsdp"] == repaired["fsdp, cpu"] == ["FSDP", 2, "cpu"]
     assert repaired["deepspeed"][:2] == ["DEEPSPEED", 2] and repaired["ddp"][:2] == ["MULTI_CPU", 2]
+    assert repaired["ranks"] == ["MULTI_CPU"]
 
 
 def fsdp1_on_the_cpu():
