@@ -2,9 +2,7 @@
 
 ``notebooks/source/NN_name.py`` (py:percent) is what people edit. jupytext turns it into cells, papermill executes them,
 and what differs from run to run is removed, so that building twice gives the same bytes. Decks are built the same way
-from ``slides/NN_name.py``. The result carries a seal in its metadata: hashes of the source, of every project file that
-its code uses (``closure``), and of its outputs. ``disagreements`` breaks it: an edited source, a helper or figure that
-changed since, or an output changed by hand is noticed.
+from ``slides/NN_name.py``. The result carries a seal (``seal``), so that a change of anything it was built from shows.
 
     python -m course_utils.authoring.build              # those whose source, helpers or figures changed
     python -m course_utils.authoring.build --force 01   # lesson and deck 01 in any case, with all outputs anew
@@ -16,7 +14,6 @@ helper costs a run and changes the seal, nothing else.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -28,9 +25,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from course_utils.authoring.closure import ROOT, files_used
+from course_utils.authoring import mould
+from course_utils.authoring.closure import ROOT
+from course_utils.authoring.seal import cells_of, is_current, keep_outputs, new_seal, presentation, read, tags
 
-DRAWING = ("figures.py", "figure.py", "charts.py")  # where these changed, pictures that no test compares are drawn anew
+BEFORE_THE_MOULD = ("01_training_loop", "02_batches", "03_trainer", "15_launch")  # too long: they are to be shortened
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -44,76 +43,6 @@ def targets(root: Path = ROOT) -> dict[Path, Path]:
     return found
 
 
-def text_sha256(path: Path) -> str:
-    """Hash of a text file; line ends do not count."""
-    return hashlib.sha256(path.read_text(encoding="utf-8").encode()).hexdigest()
-
-
-def files_sha256(source: Path) -> dict[str, str]:
-    """The project files that the code of ``source`` uses, by path, with the first digits of their hashes."""
-    used = files_used(source) | ({presentation(source)} & set(source.parent.glob("theme/*")))
-    return {path.relative_to(ROOT).as_posix(): text_sha256(path)[:12] for path in sorted(used)}
-
-
-def presentation(source: Path) -> Path:
-    """How JupyterLab presents a deck; a lesson has no such file."""
-    return source.parent / "theme" / "rise.json"
-
-
-def outputs_sha256(notebook: Any) -> str:
-    """Hash of all outputs and execution counts of a notebook."""
-    parts = [[c.execution_count, c.outputs] for c in notebook.cells if c.cell_type == "code"]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def is_current(source: Path, notebook: Path) -> bool:
-    """True when ``notebook`` was built from the present text of ``source`` and of every file that it uses."""
-    return notebook.exists() and not _broken_seal(source, notebook, _seal(_read(notebook)))
-
-
-def _broken_seal(source: Path, notebook: Path, seal: dict[str, Any]) -> list[str]:
-    """What changed since ``notebook`` was built, one sentence each."""
-    found = []
-    if seal.get("source_sha256") != text_sha256(source):
-        found.append(f"{notebook.name} was built from another version of {source.name}: run `make notebooks`")
-    for path in changed_files(source, seal):
-        found.append(f"{notebook.name} was built with another version of {path}: run `make notebooks`")
-    return found
-
-
-def changed_files(source: Path, seal: dict[str, Any]) -> list[str]:
-    """Files that ``source`` uses now or used when it was sealed, and that are not what they were then."""
-    then, now = seal.get("files", {}), files_sha256(source)
-    return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
-
-
-def disagreements(source: Path, notebook: Path) -> list[str]:
-    """What speaks against ``notebook`` being the untouched result of ``source``, one sentence each; empty is good."""
-    import jupytext
-
-    if not notebook.exists():
-        return [f"{notebook.name} is missing: run `make notebooks`"]
-    built, found = _read(notebook), []
-    wanted = [(c.cell_type, c.source) for c in jupytext.read(source).cells]
-    present = [(c.cell_type, c.source) for c in built.cells]
-    differing = [i for i, pair in enumerate(zip(wanted, present, strict=False)) if pair[0] != pair[1]]
-    if differing or len(wanted) != len(present):
-        where = f"first at cell {differing[0]}" if differing else f"{len(wanted)} and {len(present)} cells"
-        found.append(f"{notebook.name} and {source.name} hold different cells, {where}: run `make notebooks`")
-    found += _broken_seal(source, notebook, _seal(built))
-    if _seal(built).get("outputs_sha256") != outputs_sha256(built):
-        found.append(f"{notebook.name} holds an output its build did not write: run `make notebooks FORCE=--force`")
-    counts = [c.execution_count for c in built.cells if c.cell_type == "code"]
-    if counts != list(range(1, len(counts) + 1)):
-        found.append(f"{notebook.name} was not executed once from top to bottom: execution counts {counts}")
-    for index, output in ((i, o) for i, c in enumerate(built.cells) for o in c.get("outputs", [])):
-        if output.output_type == "error":
-            found.append(f"{notebook.name} cell {index} ended in {output.ename}")
-        if output.get("name") == "stderr":
-            found.append(f"{notebook.name} cell {index} wrote to stderr: {output.text.strip()[:200]}")
-    return found
-
-
 def build(source: Path, notebook: Path, force: bool = False) -> tuple[int, bool]:
     """Execute ``source`` and replace ``notebook`` with the result, in one step at the end.
 
@@ -124,26 +53,24 @@ def build(source: Path, notebook: Path, force: bool = False) -> tuple[int, bool]
         The number of code cells, and whether the outputs stayed.
 
     Raises:
+        ValueError: the lesson's core is too long (``mould``).
         papermill.exceptions.PapermillExecutionError: a cell failed; ``notebook`` is as it was.
     """
-    import jupytext
     import nbformat
 
-    fresh = jupytext.read(source)
+    fresh = cells_of(source)
+    if is_lesson(source) and source.stem not in BEFORE_THE_MOULD and (complaint := mould.too_long(fresh.cells)):
+        raise ValueError(f"{source.name}: {complaint}")
     fresh.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC})
     with tempfile.TemporaryDirectory() as folder:
         unexecuted, executed = Path(folder) / "in.ipynb", Path(folder) / "out.ipynb"
         nbformat.write(fresh, unexecuted)
         result = execute(unexecuted, executed, notebook.parent)
     normalise(result)
-    stays = not force and notebook.exists() and keep_outputs(result, _read(notebook), source)
+    stays = not force and notebook.exists() and keep_outputs(result, read(notebook), source)
     if presentation(source).exists():
         result.metadata["rise"] = json.loads(presentation(source).read_text(encoding="utf-8"))
-    result.metadata["course"] = {
-        "source_sha256": text_sha256(source),
-        "outputs_sha256": outputs_sha256(result),
-        "files": files_sha256(source),
-    }
+    result.metadata["course"] = new_seal(source, result)
     temporary = notebook.with_name(f".{notebook.name}.{os.getpid()}.tmp")
     try:
         nbformat.write(result, temporary)
@@ -153,34 +80,9 @@ def build(source: Path, notebook: Path, force: bool = False) -> tuple[int, bool]
     return sum(cell.cell_type == "code" for cell in result.cells), stays
 
 
-def keep_outputs(result: Any, present: Any, source: Path) -> bool:
-    """Put the outputs of ``present`` into ``result`` if both have the same code and agree wherever they are compared.
-
-    What a cell tagged nbval-ignore-output shows depends on the machine and the hour. It stays too, unless a file that
-    draws has changed: a new colour must arrive in such a picture.
-    """
-    fresh, old = ([c for c in notebook.cells if c.cell_type == "code"] for notebook in (result, present))
-    drawn_anew = any(path.endswith(DRAWING) for path in changed_files(source, _seal(present)))
-    compared = [(cell, was) for cell, was in zip(fresh, old, strict=False) if "nbval-ignore-output" not in _tags(cell)]
-    same_code = [(_code(c.source), _tags(c)) for c in fresh] == [(_code(c.source), _tags(c)) for c in old]
-    if not same_code or drawn_anew or any(cell.outputs != was.outputs for cell, was in compared):
-        return False
-    for cell, was in zip(fresh, old, strict=True):
-        cell.outputs = was.outputs
-    return True
-
-
-def _code(source: str) -> str:
-    """A cell's code without comments and imports: where a name comes from may change, and nothing else with it."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:  # a magic
-        return source
-    return "\n".join(ast.unparse(node) for node in body if not isinstance(node, ast.Import | ast.ImportFrom))
-
-
-def _tags(cell: Any) -> list[str]:
-    return cell.metadata.get("tags", [])
+def is_lesson(source: Path) -> bool:
+    """True for the source of a lesson, False for that of a deck."""
+    return source.parent.name == "source"
 
 
 def execute(notebook: Path, executed: Path, folder: Path, parameters: dict[str, Any] | None = None) -> Any:
@@ -218,7 +120,7 @@ def normalise(notebook: Any) -> None:
         cell.id = digest if not seen[digest] else f"{digest}-{seen[digest]}"
         seen[digest] += 1
         if cell.cell_type == "code":
-            stripped = "strip-output" in _tags(cell)
+            stripped = "strip-output" in tags(cell)
             cell.outputs = [] if stripped else _joined_streams(cell.outputs)
 
 
@@ -231,16 +133,6 @@ def _joined_streams(outputs: list[Any]) -> list[Any]:
         else:
             joined.append(output)
     return joined
-
-
-def _read(path: Path) -> Any:
-    import nbformat
-
-    return nbformat.read(path, as_version=4)
-
-
-def _seal(notebook: Any) -> dict[str, Any]:
-    return notebook.metadata.get("course", {})
 
 
 def describe_failure(error: Exception) -> str:
@@ -282,6 +174,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             kept = "; outputs as before: only the seal changed" if stays else ""
             print(f"{cells} code cells, {time.perf_counter() - began:.0f} s{kept}", flush=True)
+            if is_lesson(source):
+                print(f"  {mould.describe(read(notebook).cells)}", flush=True)
     print(*failures, sep="\n\n", end="\n" if failures else "")
     return 1 if failures else 0
 

@@ -1,9 +1,9 @@
-"""The exercise engine: ``check("01.2", my_function)`` says what is right, wrong and why.
+"""The exercise engine: ``check("01.2", answer)`` says what is right, what is wrong, on which input, and why.
 
 A lesson's exercises live in ``lessons/lesson_NN/exercises.py`` (a checker function each, registered with
-``@exercise``), their solutions in ``solutions.py`` beside it. A checker calls the learner's function on small inputs
-and raises ``Wrong`` with the input, what was expected and a hint. ``check`` never raises: a headless run of a lesson
-passes with its exercises unattempted.
+``@exercise``), their solutions in ``solutions.py`` beside it. A checker tries the learner's answer on several inputs
+with ``ask`` and raises ``Wrong`` with the input, what was expected and a hint. ``check`` never raises: a headless run
+of a lesson passes with its exercises unattempted.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import dis
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+KINDS = ("predict", "write", "debug", "vary")
+
 
 class Wrong(Exception):
-    """An answer is wrong: ``expected`` on which ``given`` input, and a ``hint`` that leads on."""
+    """An answer is wrong: ``expected`` on which ``given`` input, what it ``got``, and a ``hint`` that leads on."""
 
     def __init__(self, *, given: str, expected: str, got: str, hint: str):
         super().__init__(hint)
@@ -27,25 +30,66 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise: ``checker(answer)`` raises ``Wrong`` or returns; ``hint`` is shown on request."""
+    """One exercise: ``checker(answer)`` raises ``Wrong`` or returns; ``hints`` are shown on request, one by one."""
 
     id: str
     title: str
-    hint: str
-    checker: Callable[[Callable], None]
+    kind: str
+    hints: tuple[str, ...]
+    checker: Callable[[Any], None]
 
 
 _REGISTRY: dict[str, Exercise] = {}
 
 
-def exercise(id: str, title: str, hint: str) -> Callable[[Callable], Callable]:
-    """Register the decorated checker as exercise ``id`` (``"01.2"``: second exercise of lesson 01)."""
+def exercise(id: str, title: str, hints: Sequence[str], kind: str = "write") -> Callable[[Callable], Callable]:
+    """Register the decorated checker as an exercise.
 
-    def register(checker: Callable[[Callable], None]) -> Callable:
-        _REGISTRY[id] = Exercise(id, title, hint, checker)
+    Args:
+        id: ``"01.2"`` is the second exercise of lesson 01.
+        title: a few words.
+        hints: two steps; the first says where to look, the second how to go about it, neither is the solution.
+        kind: ``"predict"`` (say the number, then run), ``"write"``, ``"debug"`` (find the planted bug) or ``"vary"``.
+
+    Raises:
+        ValueError: an unknown ``kind``.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not known; allowed: {', '.join(map(repr, KINDS))}")
+
+    def register(checker: Callable[[Any], None]) -> Callable:
+        _REGISTRY[id] = Exercise(id, title, kind, tuple(hints), checker)
         return checker
 
     return register
+
+
+def ask(answer: Callable, *arguments: Any, given: str, expected: str = "a result", **options: Any) -> Any:
+    """What the learner's function returns for ``arguments``; an exception or a missing return is ``Wrong``.
+
+    Args:
+        given: these arguments in words, for the message.
+        expected: what should come back, in words.
+    """
+    try:
+        found = answer(*arguments, **options)
+    except (Exception, SystemExit) as error:
+        line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if _is_learners(f)), None)
+        raise Wrong(
+            given=given,
+            expected=expected,
+            got=f"{type(error).__name__}: {error}" + (f" (line {line} of your cell)" if line else ""),
+            hint="Your code raised an exception. Call it by hand on this input and read the traceback.",
+        ) from None
+    if found is None:
+        hint = "Your function returned None: is there a `return` on every path?"
+        raise Wrong(given=given, expected=expected, got="None", hint=hint)
+    return found
+
+
+def _is_learners(frame: traceback.FrameSummary) -> bool:
+    """Code of a notebook cell has no file of this package or of a library."""
+    return "ipykernel" in frame.filename or frame.filename.startswith("<")
 
 
 def find(id: str) -> Exercise:
@@ -67,16 +111,17 @@ def find(id: str) -> Exercise:
             raise
         raise ValueError(f"exercise {id!r} belongs to lesson {lesson}, which has no exercises") from error
     if id not in _REGISTRY:
-        known = ", ".join(sorted(name for name in _REGISTRY if name.startswith(lesson)))
+        known = ", ".join(sorted(name for name in _REGISTRY if name.startswith(f"{lesson}.")))
         raise ValueError(f"exercise {id!r} does not exist; allowed in lesson {lesson}: {known}")
     return _REGISTRY[id]
 
 
-def attempt(id: str, answer: Callable) -> Wrong | None:
+def attempt(id: str, answer: Any) -> Wrong | None:
     """Run the checker of exercise ``id`` on ``answer``.
 
     Returns:
-        ``None`` when the answer is right, else the ``Wrong`` that says why. An answer that raises is wrong too.
+        ``None`` when the answer is right, else the ``Wrong`` that says why; also for an answer that raises, or that is
+        of a kind that cannot be compared.
 
     Raises:
         NotImplementedError: the answer is still the empty stub.
@@ -88,17 +133,17 @@ def attempt(id: str, answer: Callable) -> Wrong | None:
         checker(answer)
     except Wrong as wrong:
         return wrong
-    except Exception as error:  # the learner's own bug: report it, do not stop the notebook
-        return Wrong(
-            given="the checker's first inputs",
-            expected="a result",
-            got=f"{type(error).__name__}: {error}",
-            hint="Your code raised an exception. Call it by hand on a small input and read the traceback.",
+    except (Exception, SystemExit) as error:  # whatever the learner returned: report it, do not stop the notebook
+        hint = (
+            "Your code raised an exception, or what it returned could not be compared. Call it by hand on a small input "
+            "and look at what comes back."
         )
+        got = f"{type(error).__name__}: {error}"
+        return Wrong(given="one of the checker's inputs", expected="a result", got=got, hint=hint)
     return None
 
 
-def check(id: str, answer: Callable) -> None:
+def check(id: str, answer: Any) -> None:
     """Print whether ``answer`` solves exercise ``id``; never raises for a missing or wrong answer."""
     task = find(id)
     try:
@@ -113,20 +158,32 @@ def check(id: str, answer: Callable) -> None:
     print(f"  got      {wrong.got}\n  hint     {wrong.hint}")
 
 
-def show_hint(id: str) -> None:
-    """Print the hint of exercise ``id``."""
-    print(f"Hint for {id}: {find(id).hint}")
+def show_hint(id: str, step: int = 1) -> None:
+    """Print hint ``step`` of exercise ``id``: the first says where to look, the next says more.
+
+    Raises:
+        ValueError: no such step.
+    """
+    hints = find(id).hints
+    if not 1 <= step <= len(hints):
+        raise ValueError(f"step={step} is out of range; allowed: a whole number from 1 to {len(hints)}")
+    more = f'\nMore: teach.show_hint("{id}", {step + 1})' if step < len(hints) else ""
+    print(f"Hint for {id}: {hints[step - 1]}{more}")
 
 
 def show_solution(id: str) -> None:
     """Display the solution of exercise ``id``."""
     from course_utils.teach.lesson import show_source
 
-    show_source(solution(id))
+    found = solution(id)
+    if callable(found):
+        show_source(found)
+    else:
+        print(f"Solution of {id}: {found!r}")
 
 
-def solution(id: str) -> Callable:
-    """The function that solves exercise ``id``: ``solution_2`` of ``lessons/lesson_01/solutions.py`` for ``"01.2"``."""
+def solution(id: str) -> Any:
+    """What solves exercise ``id``: ``solution_2`` of ``lessons/lesson_01/solutions.py`` for ``"01.2"``."""
     find(id)
     lesson, number = id.split(".")
     module = importlib.import_module(f"course_utils.lessons.lesson_{lesson}.solutions")
@@ -134,12 +191,12 @@ def solution(id: str) -> Callable:
 
 
 def is_stub(answer: Any) -> bool:
-    """True for a function whose body is nothing but a docstring, ``...`` or ``pass``, or a class of such methods."""
+    """True for ``...`` and ``None``, for a function that only returns one of them, and for a class of such methods."""
     if inspect.isclass(answer):
         methods = [value for value in vars(answer).values() if inspect.isfunction(value)]
         return all(map(is_stub, methods))
     if not inspect.isfunction(answer):
         return answer is None or answer is Ellipsis
-    # Such a body compiles to "return None" and nothing else.
-    steps = [(i.opname, i.argval) for i in dis.get_instructions(answer) if i.opname not in ("RESUME", "NOP")]
-    return steps in ([("LOAD_CONST", None), ("RETURN_VALUE", None)], [("RETURN_CONST", None)])
+    steps = [i for i in dis.get_instructions(answer) if i.opname not in ("RESUME", "NOP")]
+    returned = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]
+    return len(steps) == 1 + (steps[-1].opname == "RETURN_VALUE") and returned in ([None], [Ellipsis])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from typing import TYPE_CHECKING
 
@@ -51,10 +53,16 @@ def use_course_style() -> None:
     )
 
 
-def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4, **subplot_options) -> tuple[Figure, Axes]:
+def new_figure(
+    rows: int = 1, columns: int = 1, height: float = 3.4, alt: str = "", **subplot_options
+) -> tuple[Figure, Axes]:
     """A figure 8.2 inches wide and ``height`` inches high per row, in the course's style.
 
     Built without pyplot's global state, so that nothing is shown twice and nothing leaks.
+
+    Args:
+        alt: what the figure shows, for readers who cannot see it: the shape of the result, not measured digits, because
+            the text is compared when a lesson is executed again. ``describe`` sets it later.
 
     Returns:
         ``(figure, axes)`` as ``plt.subplots`` does.
@@ -62,26 +70,32 @@ def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4, **subplot_o
     from matplotlib.figure import Figure
 
     use_course_style()
-    figure = Figure(figsize=(8.2, height * rows), layout="constrained")
+    figure = describe(Figure(figsize=(8.2, height * rows), layout="constrained"), alt)
     return figure, figure.subplots(rows, columns, **subplot_options)
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display ``figure`` as a PNG with alternative text.
+def describe(figure: Figure, alt: str) -> Figure:
+    """Give ``figure`` its alternative text and return it."""
+    figure.alternative_text = alt
+    return figure
+
+
+def show(figure: Figure, alt: str = "") -> None:
+    """Display ``figure`` as a picture with its alternative text, in HTML: that is where readers' software looks for it.
 
     Args:
-        figure: a matplotlib figure.
-        alt: one or two sentences that say what the figure shows, for readers who cannot see it. State the shape of the
-            result, not measured digits: the text is compared when the lesson is re-executed.
+        figure: a matplotlib figure; its own text (``new_figure(alt=)``, ``describe``) counts where ``alt`` is empty.
 
     Raises:
-        ValueError: ``alt`` is empty.
+        ValueError: there is no alternative text.
     """
     from IPython.display import display
 
-    if not alt.strip():
+    text = alt.strip() or getattr(figure, "alternative_text", "").strip()
+    if not text:
         raise ValueError("alt='' is empty; allowed: a sentence that says what the figure shows")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    data = {"image/png": buffer.getvalue(), "text/plain": f"Figure: {alt}"}
-    display(data, raw=True, metadata={"image/png": {"alt": alt, "width": WIDTH_PX}})
+    picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    page = f'<img class="figure" width="{WIDTH_PX}" alt="{html.escape(text)}" src="{picture}">'
+    display({"text/html": page, "text/plain": f"Figure: {text}"}, raw=True)

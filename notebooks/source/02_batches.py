@@ -15,7 +15,7 @@
 # - split data so that the test score is a promise and not a memory test;
 # - say what masked-language-model pretraining buys, and measure it.
 #
-# **Minutes:** 60 · **Prerequisites:** lesson 01 (the loop), tensors in PyTorch.
+# **Minutes:** {minutes} · **Prerequisites:** lesson 01 (the loop), tensors in PyTorch.
 
 # %% tags=["parameters"]
 source = "local"  # "local": offline; "hub": the public data sets

@@ -23,7 +23,7 @@
 # - choose arguments group by group, evaluate with metrics, keep the best checkpoint, resume exactly, watch curves;
 # - spot four silent bugs before they cost a run.
 #
-# **Minutes:** 60 · **Prerequisites:** lessons 01 (the loop) and 02 (collators).
+# **Minutes:** {minutes} · **Prerequisites:** lessons 01 (the loop) and 02 (collators).
 
 # %% tags=["parameters"]
 source = "local"  # "local": offline; "hub": the public data sets and models

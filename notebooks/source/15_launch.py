@@ -27,7 +27,7 @@
 # - prove that a file resolves to what you asked, and recognise six settings that are silently ignored;
 # - survive pre-emption, and compare the Trainer with PyTorch Lightning by measurement.
 #
-# **Minutes:** 90 · **Prerequisites:** lessons 01 (accumulation, effective batch) and 03 (Trainer).
+# **Minutes:** {minutes} · **Prerequisites:** lessons 01 (accumulation, effective batch) and 03 (Trainer).
 #
 # The cell below describes *your* run. The last cell of this notebook writes its launch files into the folder
 # `launch`.

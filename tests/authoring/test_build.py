@@ -8,14 +8,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_utils.authoring import build
+from course_utils.authoring import build, seal
 
 PAIRS = build.targets()
 
 
 @pytest.mark.parametrize("source", PAIRS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_notebook_is_what_its_source_gives(source: Path):
-    assert not build.disagreements(source, PAIRS[source])
+    assert not seal.disagreements(source, PAIRS[source])
 
 
 def test_no_notebook_without_a_source():
@@ -62,8 +62,8 @@ def edit(notebook: Path, change) -> None:
 
 def test_a_fresh_build_agrees_and_tagged_outputs_are_gone(copy):
     source, notebook = copy
-    assert build.disagreements(source, notebook) == []
-    assert build.is_current(source, notebook)
+    assert seal.disagreements(source, notebook) == []
+    assert seal.is_current(source, notebook)
     cells = nbformat.read(notebook, as_version=4).cells
     assert cells[2].outputs[0].text == "step 0\nstep 1\nstep 2\n"
     assert cells[3].outputs == [] and cells[3].execution_count == 3
@@ -81,15 +81,15 @@ def test_a_second_build_gives_the_same_bytes(copy):
 def test_an_edited_source_is_noticed(copy):
     source, notebook = copy
     source.write_text(TINY.replace("max_steps + 1", "max_steps + 2"))
-    found = "\n".join(build.disagreements(source, notebook))
+    found = "\n".join(seal.disagreements(source, notebook))
     assert "different cells, first at cell 4" in found and "another version" in found
-    assert not build.is_current(source, notebook)
+    assert not seal.is_current(source, notebook)
 
 
 def test_a_comment_between_cells_changes_the_hash(copy):
     source, notebook = copy
     source.write_text(TINY + "# one more line\n")
-    assert build.disagreements(source, notebook)
+    assert seal.disagreements(source, notebook)
 
 
 # --- helpers and figures are sealed, too -----------------------------------------------------------------------------
@@ -108,8 +108,8 @@ FIGURES = build.ROOT / "course_utils" / "lessons" / "lesson_03" / "figures.py"
 
 def edited(monkeypatch, *paths: Path) -> None:
     """As if ``paths`` held another text."""
-    real = build.text_sha256
-    monkeypatch.setattr(build, "text_sha256", lambda path: "0" * 64 if path in paths else real(path))
+    real = seal.text_sha256
+    monkeypatch.setattr(seal, "text_sha256", lambda path: "0" * 64 if path in paths else real(path))
 
 
 def texts(notebook: Path) -> list[str]:
@@ -125,24 +125,24 @@ def timed(tmp_path) -> tuple[Path, Path]:
 
 
 def test_a_new_colour_turns_lesson_and_deck_03_red_and_no_other(monkeypatch):
-    before = {notebook for source, notebook in PAIRS.items() if not build.disagreements(source, notebook)}
+    before = {notebook for source, notebook in PAIRS.items() if not seal.disagreements(source, notebook)}
     edited(monkeypatch, FIGURES)
-    red = {notebook for source, notebook in PAIRS.items() if build.disagreements(source, notebook)}
+    red = {notebook for source, notebook in PAIRS.items() if seal.disagreements(source, notebook)}
     assert {notebook.stem for notebook in red & before} == {"03_trainer"} and len(red & before) == 2
     sentence = "03_trainer.ipynb was built with another version of course_utils/lessons/lesson_03/figures.py"
-    assert all(sentence in build.disagreements(s, n)[0] for s, n in PAIRS.items() if n in red)
+    assert all(sentence in seal.disagreements(s, n)[0] for s, n in PAIRS.items() if n in red)
 
 
 def test_a_changed_helper_is_noticed_and_a_rebuild_with_the_same_results_changes_only_the_seal(timed, monkeypatch):
     source, notebook = timed
     before = texts(notebook)
     edited(monkeypatch, SCHEDULES)
-    assert build.disagreements(source, notebook) == [
+    assert seal.disagreements(source, notebook) == [
         "01_timed.ipynb was built with another version of course_utils/training/schedules.py: run `make notebooks`"
     ]
-    assert not build.is_current(source, notebook)
+    assert not seal.is_current(source, notebook)
     assert build.build(source, notebook) == (2, True)
-    assert texts(notebook) == before and build.disagreements(source, notebook) == []
+    assert texts(notebook) == before and seal.disagreements(source, notebook) == []
 
 
 def test_a_rebuild_takes_new_outputs_where_they_are_asked_for_differ_or_are_drawn_anew(timed, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_rebuild_takes_new_outputs_where_they_are_asked_for_differ_or_are_draw
     assert texts(notebook)[0] == before[0] and texts(notebook)[1] != before[1]
     source.write_text(TIMED.replace("constant(3)", "constant(3) + 1"))
     assert build.build(source, notebook) == (2, False)
-    monkeypatch.setattr(build, "changed_files", lambda *_: ["course_utils/teach/charts.py"])
+    monkeypatch.setattr(seal, "changed_files", lambda *_: ["course_utils/teach/charts.py"])
     assert build.build(source, notebook) == (2, False)
 
 
@@ -162,7 +162,7 @@ def test_prose_comments_and_imports_may_change_without_new_outputs(timed):
     changed = TIMED.replace("import constant", "import constant, make_scheduler  # a comment")
     source.write_text("# %% [markdown]\n# # A heading\n" + changed)
     assert build.build(source, notebook) == (2, True)
-    assert texts(notebook)[1:] == before and build.disagreements(source, notebook) == []
+    assert texts(notebook)[1:] == before and seal.disagreements(source, notebook) == []
 
 
 @pytest.mark.parametrize(
@@ -182,13 +182,13 @@ def test_prose_comments_and_imports_may_change_without_new_outputs(timed):
 def test_a_change_by_hand_is_noticed(copy, change, message):
     source, notebook = copy
     edit(notebook, change)
-    assert message in "\n".join(build.disagreements(source, notebook))
+    assert message in "\n".join(seal.disagreements(source, notebook))
 
 
 def test_a_missing_notebook_is_noticed(copy):
     source, notebook = copy
     notebook.unlink()
-    assert "missing" in build.disagreements(source, notebook)[0]
+    assert "missing" in seal.disagreements(source, notebook)[0]
 
 
 def test_a_failing_source_leaves_the_notebook_as_it_was(copy):

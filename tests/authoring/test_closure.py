@@ -29,7 +29,8 @@ PROJECT = {
     "course_utils/recipes/tune.py": "SCHEMA = 'tune.json'\n",
     "course_utils/recipes/tune.json": "{}",
     "course_utils/recipes/other.py": "",
-    "course_utils/teach/__init__.py": "from course_utils.teach.lesson import start\nfrom course_utils.teach.figure import show\n",
+    "course_utils/teach/__init__.py": "from course_utils.teach.lesson import start\n"
+    "from course_utils.teach.figure import show\n",
     "course_utils/teach/lesson.py": "",
     "course_utils/teach/figure.py": "",
 }

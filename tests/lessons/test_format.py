@@ -50,9 +50,8 @@ START = "from course_utils import teach\n\nteach.start(source=source, max_steps=
 
 
 def good_lesson() -> nbformat.NotebookNode:
-    image = nbformat.v4.new_output(
-        "display_data", {"image/png": "x", "text/plain": "Figure: a line"}, metadata={"image/png": {"alt": "A line."}}
-    )
+    page = '<img class="figure" alt="A line." src="data:image/png;base64,AAAA">'
+    image = nbformat.v4.new_output("display_data", {"text/html": page, "text/plain": "Figure: A line."})
     cells = [
         TEXT("# 01 · A lesson\nYou will be able to read. **Minutes:** 5 · **Prerequisites:** none"),
         CODE("source = 'local'\nmax_steps = 3\nseed = 0", metadata={"tags": ["parameters"]}),
@@ -105,7 +104,16 @@ def printed(text: str):
         (rules.sections, lambda nb: nb.cells.pop(0), "title"),
         (rules.sections, lambda nb: nb.cells[10].update(source="## Quiz\n<details>"), "not closed"),
         (rules.exercises_checked, lambda nb: nb.cells.pop(7), "fewer than two"),
-        (rules.images_have_alt_text, lambda nb: nb.cells[4].outputs[0].metadata.clear(), "alternative text"),
+        (
+            rules.images_have_alt_text,
+            lambda nb: nb.cells[4].outputs[0].data.update({"text/html": "<img>"}),
+            "alternative text",
+        ),
+        (
+            rules.images_have_alt_text,
+            lambda nb: nb.cells[4].outputs[0].data.update({"image/png": "x"}),
+            "alternative text",
+        ),
         (rules.images_have_alt_text, lambda nb: nb.cells[3].update(source="![](a.png)"), "alternative text"),
         (rules.quiet_outputs, printed(" 42%|████      | 42/100 [00:01<00:02, 25.3it/s]"), "progress bar"),
         (rules.quiet_outputs, printed("<stdin>:1: FutureWarning: old"), "warning"),

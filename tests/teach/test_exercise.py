@@ -23,7 +23,7 @@ def lesson_99(monkeypatch):
     monkeypatch.setitem(sys.modules, solutions.__name__, solutions)
     solutions.solution_1 = solution_1
 
-    @engine.exercise("99.1", "The mean", hint="Sum, then divide.")
+    @engine.exercise("99.1", "The mean", hints=("Sum, then divide.", "An empty list has length 0."))
     def check_mean(answer):
         for numbers, expected in (([1, 3], 2), ([], 0)):
             got = answer(numbers)
@@ -49,6 +49,11 @@ def stub_with_both(numbers):
     ...
 
 
+def stub_that_returns_dots(numbers):
+    # your lines here
+    return ...
+
+
 class StubClass:
     """A class whose methods are to be written."""
 
@@ -66,7 +71,18 @@ class HalfDone(StubClass):
 
 
 @pytest.mark.parametrize(
-    "answer", [stub, stub_with_docstring, stub_with_pass, stub_with_both, StubClass, None, ..., lambda n: None]
+    "answer",
+    [
+        stub,
+        stub_with_docstring,
+        stub_with_pass,
+        stub_with_both,
+        stub_that_returns_dots,
+        StubClass,
+        None,
+        ...,
+        lambda n: None,
+    ],
 )
 def test_stubs_are_not_attempted(answer, capsys):
     assert engine.is_stub(answer)
@@ -126,7 +142,12 @@ def test_hint_and_solution_are_shown_on_request(capsys, monkeypatch):
     monkeypatch.setattr(lesson, "show_source", shown.append)
     engine.show_hint("99.1")
     engine.show_solution("99.1")
-    assert capsys.readouterr().out == "Hint for 99.1: Sum, then divide.\n"
+    first, second = "Hint for 99.1: Sum, then divide.", "Hint for 99.1: An empty list has length 0."
+    assert capsys.readouterr().out == f'{first}\nMore: teach.show_hint("99.1", 2)\n'
+    engine.show_hint("99.1", 2)
+    assert capsys.readouterr().out == f"{second}\n"
+    with pytest.raises(ValueError, match="step=3 is out of range; allowed: a whole number from 1 to 2"):
+        engine.show_hint("99.1", 3)
     assert shown == [solution_1] and engine.solution("99.1") is solution_1
 
 
@@ -153,3 +174,55 @@ def test_a_broken_lesson_module_is_not_mistaken_for_a_missing_one(monkeypatch):
     monkeypatch.setattr(engine.importlib, "import_module", fail)
     with pytest.raises(ModuleNotFoundError, match="torch"):
         engine.find("99.1")
+
+
+# --- ask: what checkers call the learner's function with --------------------------------------------------------------
+
+
+@pytest.fixture
+def asking():
+    """Exercise 99.2, whose checker asks three times."""
+
+    @engine.exercise("99.2", "Twice", ("Look at the operator.", "Multiply."), kind="debug")
+    def check_twice(answer):
+        for number in (1, 2, 3):
+            if engine.ask(answer, number, given=f"number={number}", expected=f"{2 * number}") != 2 * number:
+                raise engine.Wrong(given=f"number={number}", expected=f"{2 * number}", got="else", hint="Multiply.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda n: {1: 2, 2: 4}[n], ("number=3", "KeyError: 3", "Call it by hand on this input")),
+        (lambda n: print(end=""), ("number=1", "None", "is there a `return` on every path?")),
+        (lambda n: 2 * n if n < 2 else None, ("number=2", "got      None")),
+        (lambda n: exit(), ("number=1", "SystemExit")),
+        (lambda: 3, ("number=1", "TypeError")),
+        (7, ("number=1", "'int' object is not callable")),
+        ({}, ("number=1", "'dict' object is not callable")),
+        (lambda n: n + 1, ("number=2", "Multiply.")),
+    ],
+)
+def test_a_failing_input_is_named(asking, answer, words, capsys):
+    engine.check("99.2", answer)
+    printed = capsys.readouterr().out
+    assert printed.startswith("✗ 99.2") and all(word in printed for word in words), printed
+
+
+def test_an_answer_that_cannot_be_compared_is_wrong_too(capsys):
+    @engine.exercise("99.3", "A length", ("Count.", "Use len."), kind="predict")
+    def check_length(answer):
+        if answer + 1 != 4:
+            raise engine.Wrong(given="[1, 2, 3]", expected="3", got=str(answer), hint="Count.")
+
+    engine.check("99.3", "three")
+    assert "could not be compared" in capsys.readouterr().out
+    engine.check("99.3", ...)
+    assert "not attempted" in capsys.readouterr().out
+    engine.check("99.3", 3)
+    assert "correct" in capsys.readouterr().out
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind='guess' is not known; allowed: 'predict', 'write', 'debug', 'vary'"):
+        engine.exercise("99.4", "x", ("a", "b"), kind="guess")

@@ -41,7 +41,9 @@ def _require(got: Any, expected: Any, given: str, suspects: list[tuple[Any, str]
 @exercise(
     "01.1",
     "Bias correction",
-    "With a constant gradient g, m after t steps is g * (1 - beta1**t). What must you divide by to get g back?",
+    hints=(
+        "With a constant gradient g, m after t steps is g * (1 - beta1**t). What must you divide by to get g back?",
+    ),
 )
 def check_bias_correction(answer: Callable) -> None:
     m, v = torch.tensor([0.1, -0.2]), torch.tensor([0.001, 0.004])
@@ -75,7 +77,10 @@ def check_bias_correction(answer: Callable) -> None:
 @exercise(
     "01.2",
     "Decoupled decay",
-    "Two subtractions: lr * weight_decay * p for the decay, lr * direction for Adam's step. Neither sees the other.",
+    hints=(
+        "Two subtractions: lr * weight_decay * p for the decay, lr * direction for Adam's step. "
+        "Neither sees the other.",
+    ),
 )
 def check_decoupled_decay(answer: Callable) -> None:
     p, direction = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, -0.7, 0.0])
@@ -110,7 +115,7 @@ def check_decoupled_decay(answer: Callable) -> None:
 @exercise(
     "01.3",
     "Token-weighted accumulation",
-    "Imagine all micro-batches glued together: what would the mean over all their targets be?",
+    hints=("Imagine all micro-batches glued together: what would the mean over all their targets be?",),
 )
 def check_accumulation(answer: Callable) -> None:
     windows = [
@@ -154,7 +159,7 @@ def check_accumulation(answer: Callable) -> None:
 @exercise(
     "01.4",
     "Cosine schedule with warm-up",
-    "Progress after the warm-up runs from 0 to 1. cos(pi * progress) runs from 1 to -1; shift and halve it.",
+    hints=("Progress after the warm-up runs from 0 to 1. cos(pi * progress) runs from 1 to -1; shift and halve it.",),
 )
 def check_cosine(answer: Callable) -> None:
     import math

@@ -30,8 +30,10 @@ def _require(got: Any, expected: Any, given: str, suspects: Sequence[tuple[Any, 
 @exercise(
     "02.1",
     "Label masking",
-    "Start from a clone of input_ids. Two things become -100: what attention_mask marks as padding, and each row's "
-    "first prompt_lengths[row] tokens.",
+    hints=(
+        "Start from a clone of input_ids. Two things become -100: what attention_mask marks as padding, and each row's "
+        "first prompt_lengths[row] tokens.",
+    ),
 )
 def check_label_masking(answer: Callable) -> None:
     # Token 0 is the padding id, and also the second row's last real token (as with padding = end of text).
@@ -75,8 +77,11 @@ def check_label_masking(answer: Callable) -> None:
 @exercise(
     "02.2",
     "Span corruption",
-    "Walk through the spans with a position. Input: the text up to the span, then a sentinel. Target: the sentinel, "
-    "then the span. After the loop: the rest of the text, and one closing sentinel.",
+    hints=(
+        "Walk through the spans with a position. Input: the text up to the span, then a sentinel. "
+        "Target: the sentinel, "
+        "then the span. After the loop: the rest of the text, and one closing sentinel.",
+    ),
 )
 def check_span_corruption(answer: Callable) -> None:
     cases = [
@@ -121,8 +126,11 @@ def check_span_corruption(answer: Callable) -> None:
 @exercise(
     "02.3",
     "A length-grouped batch sampler",
-    "Cut order into pieces of batch_size * megabatch indices; sort each piece by length, longest first; cut it into "
-    "batches. Do not sort across pieces.",
+    hints=(
+        "Cut order into pieces of batch_size * megabatch indices; sort each piece by length, "
+        "longest first; cut it into "
+        "batches. Do not sort across pieces.",
+    ),
 )
 def check_length_grouping(answer: Callable) -> None:
     lengths = [9, 2, 7, 4, 5, 8, 1, 6, 3, 10, 11]

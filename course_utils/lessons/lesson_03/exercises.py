@@ -55,8 +55,10 @@ _FIELDS = {
 @exercise(
     "03.1",
     "a loop's settings as TrainingArguments",
-    "Go through the loop's keys one by one and look the argument up in the table. What you leave out takes the "
-    "Trainer's default, which clips, seeds with 42 and uses batches of 8.",
+    hints=(
+        "Go through the loop's keys one by one and look the argument up in the table. What you leave out takes the "
+        "Trainer's default, which clips, seeds with 42 and uses batches of 8.",
+    ),
 )
 def check_translation(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """``answer(loop)`` returns keyword arguments of TrainingArguments."""
@@ -109,8 +111,10 @@ def _expect(expected: Any, got: Any, given: str, field: str) -> None:
 @exercise(
     "03.2",
     "what makes two runs differ",
-    "dataclasses.fields(first) lists every argument. Compare getattr of both for each, and leave out the names in "
-    "BOOKKEEPING.",
+    hints=(
+        "dataclasses.fields(first) lists every argument. Compare getattr of both for each, and leave out the names in "
+        "BOOKKEEPING.",
+    ),
 )
 def check_differences(answer: Callable[[Any, Any], set[str]]) -> None:
     """``answer(first, second)`` returns the names of the fields that differ and can change a weight."""
@@ -153,8 +157,11 @@ def _hint_on_differences(got: Any, expected: set[str]) -> str:
 @exercise(
     "03.3",
     "the checkpoint that load_best_model_at_end loads",
-    "Walk through the evaluations in order. Keep the best value so far, saved or not; remember the step only when it "
-    "is a new best AND was saved.",
+    hints=(
+        "Walk through the evaluations in order. Keep the best value so far, saved or not; remember "
+        "the step only when it "
+        "is a new best AND was saved.",
+    ),
 )
 def check_best_checkpoint(answer: Callable[[list[tuple[int, float]], set[int], bool], int | None]) -> None:
     """``answer(evaluations, saved, greater_is_better)`` returns a step or None."""

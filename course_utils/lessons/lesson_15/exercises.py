@@ -86,8 +86,10 @@ def _resolve(broken: Broken, config: dict[str, Any]) -> list[Any]:
 @exercise(
     "15.1",
     "an accelerate YAML that does what it says",
-    "Four things are wrong: the number of processes, FSDP2's word for keeping weights gathered, the type of "
-    "fsdp_transformer_layer_cls_to_wrap, and the names inside parallelism_config.",
+    hints=(
+        "Four things are wrong: the number of processes, FSDP2's word for keeping weights gathered, the type of "
+        "fsdp_transformer_layer_cls_to_wrap, and the names inside parallelism_config.",
+    ),
 )
 def check_accelerate(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """``answer(config)`` returns the repaired ``ACCELERATE.written``."""
@@ -97,8 +99,11 @@ def check_accelerate(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None
 @exercise(
     "15.2",
     "an fsdp_config that TrainingArguments reads",
-    "TrainingArguments strips a leading fsdp_, and what is left must be one of its own names. Two keys of the eight "
-    "are not: section 9 shows one of them, a typing error made the other.",
+    hints=(
+        "TrainingArguments strips a leading fsdp_, and what is left must be one of its own names. "
+        "Two keys of the eight "
+        "are not: section 9 shows one of them, a typing error made the other.",
+    ),
 )
 def check_fsdp(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """``answer(config)`` returns the repaired ``FSDP.written``."""
@@ -108,8 +113,11 @@ def check_fsdp(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 @exercise(
     "15.3",
     "a DeepSpeed JSON that multiplies out",
-    "train_batch_size must be micro-batch x accumulation x ranks and agree with the run's flags. offload_optimizer has "
-    'a place of its own, and "auto" is a number that somebody must know.',
+    hints=(
+        "train_batch_size must be micro-batch x accumulation x ranks and agree with the run's "
+        "flags. offload_optimizer has "
+        'a place of its own, and "auto" is a number that somebody must know.',
+    ),
 )
 def check_deepspeed(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """``answer(config)`` returns the repaired ``DEEPSPEED.written``."""
@@ -147,8 +155,10 @@ def best_tokens_per_second() -> float:
 @exercise(
     "15.4",
     "a 7B model on 8 x 80 GB",
-    "Ask the planner: strategies(Spec(**SEVEN_B)) lists what fits, the fastest first. Then ask again with "
-    "checkpointing=True and larger micro-batches, and think about what each of them costs in time.",
+    hints=(
+        "Ask the planner: strategies(Spec(**SEVEN_B)) lists what fits, the fastest first. Then ask again with "
+        "checkpointing=True and larger micro-batches, and think about what each of them costs in time.",
+    ),
 )
 def check_seven_b(answer: Callable[[], dict[str, Any]]) -> None:
     """``answer()`` returns fields of a spec out of ``CHOICES``."""
@@ -198,8 +208,10 @@ HOSTS = ("gpu-a", "gpu-b", "gpu-c")
 @exercise(
     "15.5",
     "the command for machine k",
-    "Everything is the same on each machine except one number. The number of processes is that of one machine; the "
-    "address and the port are those of machine 0.",
+    hints=(
+        "Everything is the same on each machine except one number. The number of processes is that of one machine; the "
+        "address and the port are those of machine 0.",
+    ),
 )
 def check_command(answer: Callable[[tuple[str, ...], int, int, int], list[str]]) -> None:
     """``answer(hosts, gpus, k, port)`` returns the words of machine ``k``'s torchrun command, up to its program."""

@@ -35,8 +35,9 @@ def picture(alt: str, width: int = 1230, height: int = 510) -> NotebookNode:
     figure = Figure(figsize=(width / 100, height / 100))
     figure.subplots().plot([0, 1])
     figure.savefig(buffer, format="png", dpi=100)
-    data = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": f"Figure: {alt}"}
-    return new_output("display_data", data=data, metadata={"image/png": {"alt": alt, "width": 820}})
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    page = f'<img class="figure" width="820" alt="{alt}" src="data:image/png;base64,{encoded}">'
+    return new_output("display_data", data={"text/html": page, "text/plain": f"Figure: {alt}"})
 
 
 def deck(*last_slide: NotebookNode, rise: dict | None = RISE) -> NotebookNode:
