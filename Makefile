@@ -2,7 +2,8 @@
 PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
 RUN := .venv/bin/python -m
 WORKERS ?= 2
-PYTEST := $(RUN) pytest --nbval --nbval-current-env -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(RUN) pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	-n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 # Idle OpenMP threads that spin steal the cores from everything else.
 export OMP_WAIT_POLICY := PASSIVE
 

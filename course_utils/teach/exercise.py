@@ -135,8 +135,8 @@ def attempt(id: str, answer: Any) -> Wrong | None:
         return wrong
     except (Exception, SystemExit) as error:  # whatever the learner returned: report it, do not stop the notebook
         hint = (
-            "Your code raised an exception, or what it returned could not be compared. Call it by hand on a small input "
-            "and look at what comes back."
+            "Your code raised an exception, or what it returned could not be compared. Call it by hand on a small "
+            "input and look at what comes back."
         )
         got = f"{type(error).__name__}: {error}"
         return Wrong(given="one of the checker's inputs", expected="a result", got=got, hint=hint)

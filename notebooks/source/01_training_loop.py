@@ -14,7 +14,8 @@
 # - save and resume a run so that the interruption leaves no trace, bit for bit;
 # - recognise five mistakes that raise no error and spoil the training or the numbers you read.
 #
-# **Minutes:** {minutes} · **Prerequisites:** Python, and tensors and `backward()` in PyTorch. No Hugging Face knowledge.
+# **Minutes:** {minutes} · **Prerequisites:** Python, and tensors and `backward()` in PyTorch. No Hugging Face
+# knowledge.
 # [GLOSSARY.md](../GLOSSARY.md) explains the terms, one line each.
 
 # %% tags=["parameters"]

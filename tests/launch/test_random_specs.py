@@ -1,4 +1,7 @@
-"""A thousand specs with hostile text: each is one clear error, or files that parse, resolve, and execute nothing."""
+"""Random specs with hostile text: each is one clear error, or files that parse, resolve, and execute nothing.
+
+`make test` draws a hundred, `make test-long` a thousand.
+"""
 
 import ast
 import json
@@ -24,7 +27,8 @@ from course_utils.launch.spec import Spec
 from course_utils.launch.spec.arguments import program, program_arguments
 from course_utils.launch.spec.read import read_spec
 
-SPECS, EXECUTED_EVERY, CHECKED_EVERY = 1000, 10, 20
+SIZES = [100, pytest.param(1000, marks=pytest.mark.long)]
+EXECUTED, CHECKED_EVERY = 50, 20
 FOLDER = "launch"
 
 HOSTILE = st.sampled_from(
@@ -87,12 +91,12 @@ def fields(draw):
     return found
 
 
-def draw_specs() -> list[dict]:
-    """The same ``SPECS`` sets of fields in every run."""
+def draw_specs(number: int) -> list[dict]:
+    """The same ``number`` sets of fields in every run."""
     found = []
 
     @settings(
-        max_examples=SPECS,
+        max_examples=number,
         derandomize=True,
         deadline=None,
         database=None,
@@ -107,24 +111,24 @@ def draw_specs() -> list[dict]:
     return found
 
 
-@pytest.fixture(scope="module")
-def rendered():
+@pytest.fixture(scope="module", params=SIZES, ids="{} specs".format)
+def rendered(request):
     """Of each set of fields either the spec with its files' texts, or the error."""
     good, refused = [], []
-    for values in draw_specs():
+    for values in draw_specs(request.param):
         try:
             spec = Spec(**values)
             good.append((spec, render(spec, FOLDER)))
         except SpecError as error:
             refused.append(str(error))
+    assert len(good) + len(refused) >= request.param
     print(f"\n{len(good)} specs valid, {len(refused)} refused; {sum(len(texts) for _, texts in good)} files")
     return good, refused
 
 
 def test_each_spec_is_written_or_refused_in_one_line(rendered):
     good, refused = rendered
-    assert len(good) + len(refused) >= SPECS
-    assert len(good) >= 0.4 * SPECS
+    assert len(good) >= 0.4 * (len(good) + len(refused))
     reasons = Counter(message.split("=")[0] for message in refused)
     print(reasons.most_common(8))
     assert len(reasons) >= 5  # the refusals are no single rule
@@ -215,11 +219,12 @@ def test_shell_scripts_pass_bash_and_shellcheck(rendered, tmp_path):
 
 
 def test_scripts_hand_hostile_words_on_and_execute_none(rendered, tmp_path, monkeypatch):
-    """Every tenth spec's script, run with stand-ins for the launchers: words arrive as they are, nothing is made."""
+    """The scripts of 50 specs, run with stand-ins for the launchers: words arrive as they are, nothing is made."""
     good, _ = rendered
     monkeypatch.chdir(tmp_path)
     hostile = 0
-    for spec, _ in good[::EXECUTED_EVERY]:
+    executed = good[:: max(1, len(good) // EXECUTED)]
+    for spec, _ in executed:
         write(spec, FOLDER, overwrite=True)
         started = resolve(Path(FOLDER, "torchrun.sh"), NODE_RANK="0")
         words = list(spec.arguments)
@@ -230,7 +235,7 @@ def test_scripts_hand_hostile_words_on_and_execute_none(rendered, tmp_path, monk
         hostile += any("touch pwned" in word for word in (*words, spec.output_dir, spec.program))
         assert sorted(os.listdir(tmp_path)) == [FOLDER]
         assert not list(tmp_path.rglob("*pwned*"))
-    print(f"{hostile} of {len(good[::EXECUTED_EVERY])} executed specs held a command")
+    print(f"{hostile} of {len(executed)} executed specs held a command")
     assert hostile >= 5
 
 

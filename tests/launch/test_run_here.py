@@ -42,6 +42,7 @@ def spec_of(project, **fields):
     return Spec(**(settings | fields))
 
 
+SAMPLE = {"ddp", "fsdp1 grad-op", "fsdp2", "zero3 offload"}  # every script and family; the others run at night
 QUIET = ("--logging_steps=1", "--learning_rate=1e-3", "--disable_tqdm=true", "--report_to=none")
 FINETUNE_RUNS = {  # name: (script, fields of the spec, what must be seen from inside)
     "ddp": ("torchrun.sh", {"strategy": "ddp"}, {}),  # the reference itself
@@ -104,7 +105,9 @@ def assert_rows_add_up(run, spec, processes=2):
     assert run["rows_seen"] == wanted * run["steps"]  # by the loader: unrelated ranks would have gone half as far
 
 
-@pytest.mark.parametrize("name", FINETUNE_RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.long) for name in FINETUNE_RUNS]
+)
 def test_finetune_runs_as_asked(name, project, ddp):
     script, fields, also = FINETUNE_RUNS[name]
     spec = spec_of(project, **fields)
@@ -125,6 +128,7 @@ def test_finetune_runs_as_asked(name, project, ddp):
     assert json.loads((project.folder / name / spec.output_dir / "config.json").read_text())["model_type"] == "llama"
 
 
+@pytest.mark.long
 def test_two_copies_of_two_shards(project, ddp):
     spec = spec_of(project, strategy="fsdp2", replicas=2, accumulation=1, nodes=2, gpus_per_node=2)
     run = run_here(spec, processes=4)
@@ -133,7 +137,9 @@ def test_two_copies_of_two_shards(project, ddp):
     assert max(abs(a - b) for (_, a), (_, b) in zip(run["losses"], ddp[0]["losses"], strict=True)) < AGREES
 
 
-@pytest.mark.parametrize(("script", "strategy"), [("torchrun.sh", "zero3"), ("accelerate.sh", "fsdp2")])
+@pytest.mark.parametrize(
+    ("script", "strategy"), [pytest.param("torchrun.sh", "zero3", marks=pytest.mark.long), ("accelerate.sh", "fsdp2")]
+)
 def test_a_program_that_is_not_ours(script, strategy, project):
     """TRL's SFT script, unchanged: one epoch of its own reckoning, and what its ranks were."""
     arguments = (f"--dataset_name={project.texts}", *QUIET, "--max_steps=-1", "--num_train_epochs=1")
@@ -148,7 +154,9 @@ def test_a_program_that_is_not_ours(script, strategy, project):
     assert run["losses"][-1][1] < run["losses"][0][1] - 0.1
 
 
-@pytest.mark.parametrize(("strategy", "to_whom"), [("ddp", "one rank"), ("fsdp2", "the script")])
+@pytest.mark.parametrize(
+    ("strategy", "to_whom"), [pytest.param("ddp", "one rank", marks=pytest.mark.long), ("fsdp2", "the script")]
+)
 def test_stopped_and_started_again_ends_with_the_same_weights(strategy, to_whom, project):
     arguments = spec_of(project).arguments
     spec = spec_of(project, strategy=strategy, max_steps=STEPS_OF_STOPPED_RUN, arguments=arguments)

@@ -81,9 +81,13 @@ def test_without_the_folder_every_process_is_alone():
         assert (rank["type"], rank["world"], rank["wrapper"]) == ("NO", 1, "Sequential")
 
 
-def test_fsdp2_offloads_and_mixes_copies_with_shards():
+def test_fsdp2_offloads():
     offloaded = run_ranks(train_with_fsdp, 2, {"version": 2, "offload": True}, environment=SITE)
     assert [rank["wrapper"] for rank in offloaded] == ["FSDPSequential"] * 2
+
+
+@pytest.mark.long  # four ranks
+def test_fsdp2_mixes_copies_with_shards():
     hybrid = run_ranks(train_with_fsdp, 4, {"version": 2, "hsdp": True}, environment=SITE)
     assert [rank["held"] for rank in hybrid] == [140] * 4
 

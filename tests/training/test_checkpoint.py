@@ -24,6 +24,7 @@ from course_utils.training.checkpoint import (
 from tests.training import tiny_run
 
 KILL_POINTS = ["weights", "state", "flush", "rename", "swap", "discard", "signal"]
+SAMPLE = {"state", "discard", "signal"}  # one while the new folder is written, one after it stands, one anywhere
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,20 +41,14 @@ def uninterrupted(tmp_path_factory):
     return model.state_dict(), [record["loss"] for record in history]
 
 
-@pytest.fixture(scope="module")
-def killed_runs(tmp_path_factory):
-    """One process per kill point, started together; each ends by SIGKILL."""
+def killed_run(point, folder):
+    """The exit code of a run into ``folder`` that dies at ``point``."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    runs = {}
-    for point in KILL_POINTS:
-        folder = tmp_path_factory.mktemp(point)
-        command = [sys.executable, tiny_run.__file__, str(folder), point]
-        runs[point] = (folder, subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    wait_then_kill(runs["signal"][1])
-    results = {point: (folder, process.wait(timeout=120)) for point, (folder, process) in runs.items()}
-    for _, process in runs.values():
-        process.stdout.close()
-    return results
+    command = [sys.executable, tiny_run.__file__, str(folder), point]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        if point == "signal":
+            wait_then_kill(process)
+        return process.wait(timeout=120)
 
 
 def wait_then_kill(process):
@@ -64,25 +59,26 @@ def wait_then_kill(process):
     process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("point", KILL_POINTS)
-def test_killed_and_resumed_equals_uninterrupted(point, killed_runs, uninterrupted):
-    folder, code = killed_runs[point]
-    assert code == -signal.SIGKILL
-    newest = latest_checkpoint(folder)
-    for checkpoint in folder.glob("step-*"):
+@pytest.mark.parametrize(
+    "point", [point if point in SAMPLE else pytest.param(point, marks=pytest.mark.long) for point in KILL_POINTS]
+)
+def test_killed_and_resumed_equals_uninterrupted(point, uninterrupted, tmp_path):
+    assert killed_run(point, tmp_path) == -signal.SIGKILL
+    newest = latest_checkpoint(tmp_path)
+    for checkpoint in tmp_path.glob("step-*"):
         verify_checkpoint(checkpoint)  # a folder with the final name is complete, wherever the save died
     if point == "discard":  # step 5 was saved again and stands; the folder it replaced was half removed
         assert newest.name == "step-00000005"
     elif point != "signal":  # the fifth save died: the fourth checkpoint is the newest, and leftovers do not count
         assert newest.name == "step-00000004"
-        assert [p.name for p in folder.iterdir() if p.name.startswith(".step-00000005.tmp")]
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".step-00000005.tmp")]
     first = int(newest.name[-8:])
-    model, history = tiny_run.run(folder, resume=True, seed=99)  # a wrong seed: everything must come from the files
+    model, history = tiny_run.run(tmp_path, resume=True, seed=99)  # a wrong seed: everything must come from the files
     weights, losses = uninterrupted
     assert [record["loss"] for record in history] == losses[first:]
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")], "the next save clears the leftovers"
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")], "the next save clears the leftovers"
 
 
 @pytest.mark.parametrize("stop", [1, 5, 8, 10])  # 5 and 10: exactly at the end of an epoch
