@@ -7,8 +7,24 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Each test of these files is a group of its own; the tests of any other file, and a notebook's cells, stay together.
 EVERY_TEST_ALONE = ("tests/lessons/test_short_runs.py",)
-# After the notebooks and the short runs of lessons. Seconds on two busy cores: pytest --durations.
-LONGEST_FILES = ()
+# After the notebooks and the short runs of lessons: files of 20 to 160 CPU-seconds, and SLURM's, which waits 100 s.
+LONGEST_FILES = (
+    "tests/launch/test_run_here.py",
+    "tests/launch/files/test_slurm_cluster.py",
+    "tests/test_hub.py",
+    "tests/parallel/test_cpu_fsdp.py",
+    "tests/test_lesson_runs.py",
+    "tests/recipes/test_train_by_hand.py",
+    "tests/test_guard.py",
+    "tests/launch/planner/test_measured.py",
+    "tests/recipes/test_finetune.py",
+    "tests/parallel/test_cpu_repairs.py",
+    "tests/launch/check/test_cloud.py",
+    "tests/lessons/test_starts.py",
+    "tests/authoring/test_build.py",
+    "tests/browser/test_jupyterlab.py",
+    "tests/browser/test_slides.py",
+)
 
 
 def group(nodeid: str) -> str:

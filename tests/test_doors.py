@@ -85,7 +85,8 @@ def _texts(node: ast.AST) -> list[str]:
 
 def _starts(node: ast.AST, imported: dict[str, str]) -> bool:
     by_name = any(STARTS.match(name) for name in _dotted(node, imported)) or LAB in _mentions(node)
-    return by_name or any(COMMANDS.search(text) for text in _texts(node))
+    by_command = any(COMMANDS.search(text) for text in _texts(node)) and "--collect-only" not in _texts(node)
+    return by_name or by_command
 
 
 def _reaches(node: ast.AST, imported: dict[str, str]) -> bool:

@@ -6,14 +6,23 @@ python -m course_utils.authoring.build_data
 import sys
 import time
 
-from course_utils.data import cache_folder, load_classification, load_instructions, load_language_modelling
+from course_utils.data import (
+    cache_folder,
+    load_classification,
+    load_fresh_test,
+    load_instructions,
+    load_language_modelling,
+)
 from course_utils.models import load_tokenizer
 
 
 def main() -> int:
     start = time.perf_counter()
     try:
-        for load in (load_classification, load_instructions, load_language_modelling, load_tokenizer):
+        for load in (
+            *(load_classification, load_fresh_test, load_instructions, load_language_modelling),
+            load_tokenizer,
+        ):
             load()
     except (OSError, ImportError) as error:
         print(error, file=sys.stderr)

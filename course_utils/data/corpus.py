@@ -141,6 +141,25 @@ def classification(docstrings: Iterable[Docstring], seed: int = 0) -> DatasetDic
     return DatasetDict(made)
 
 
+def fresh_test(docstrings: Iterable[Docstring], seed: int = 0) -> DatasetDict:
+    """The sentences of the test files that ``classification`` did not draw: no setting was ever judged by them.
+
+    One split, ``test``, with the columns of ``classification``. Its files are those of the test split, so it is as far
+    from the training rows as that split is; no row is in both.
+    """
+    from datasets import Dataset, DatasetDict
+
+    drawn = classification(docstrings, seed)["test"]
+    seen = set(drawn["text"])  # no text occurs twice: near-duplicates were removed
+    rows = [row for row in split_by_file(sentences(docstrings), seed)["test"] if row.text not in seen]
+    columns = {
+        "text": [row.text for row in rows],
+        "label": [LABELS.index(row.library) for row in rows],
+        "file": [row.file for row in rows],
+    }
+    return DatasetDict({"test": Dataset.from_dict(columns, features=drawn.features)})
+
+
 def language_modelling(docstrings: Iterable[Docstring], seed: int = 0) -> DatasetDict:
     """All paragraphs, split by file. Columns ``text``, ``file``."""
     from datasets import Dataset, DatasetDict

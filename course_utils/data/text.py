@@ -11,7 +11,7 @@ from course_utils.data.docstrings import Docstring, library_versions, read_libra
 from course_utils.hub import check_source
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 FORMAT = 2  # raise it when the same docstrings would give other rows
 
@@ -31,6 +31,19 @@ def load_classification(source: str = "local") -> DatasetDict:
     if source == "hub":
         return hub_data.load_hub_classification()
     return _local("classification", lambda: corpus.classification(_docstrings()))
+
+
+def load_fresh_test(source: str = "local") -> Dataset:
+    """Test rows for the one number at the end of lesson 01; columns as in ``load_classification``.
+
+    Local: about 2,000 sentences of the test files that ``load_classification``'s test split leaves out. That split had
+    a say in the course's settings; these rows had none. Hub: the test split of ``stanfordnlp/sst2``, as it is. Raises
+    as ``load_classification``.
+    """
+    check_source(source)
+    if source == "hub":
+        return hub_data.load_hub_classification()["test"]
+    return _local("fresh_test", lambda: corpus.fresh_test(_docstrings()))["test"]
 
 
 def load_instructions(source: str = "local") -> DatasetDict:

@@ -3,11 +3,23 @@
 from pathlib import Path
 
 from course_utils.lazy import attributes
+from course_utils.parallel.launched import report, run_launched
 from course_utils.parallel.local_ranks import RanksFailed, run_ranks
+from course_utils.parallel.rank_pool import Ranks, shared_ranks
 
 _LATER = {"WriteRun": "what_ran", "describe": "what_ran"}  # transformers: seconds
 __getattr__ = attributes(__name__, _LATER)
-__all__ = ["RanksFailed", "WriteRun", "cpu_site_folder", "describe", "run_ranks"]
+__all__ = [
+    "Ranks",
+    "RanksFailed",
+    "WriteRun",
+    "cpu_site_folder",
+    "describe",
+    "report",
+    "run_launched",
+    "run_ranks",
+    "shared_ranks",
+]
 
 
 def cpu_site_folder() -> Path:

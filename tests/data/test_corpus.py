@@ -4,7 +4,14 @@ from collections import Counter
 
 import pytest
 
-from course_utils.data import corpus, load_classification, load_instructions, load_language_modelling, own_sentences
+from course_utils.data import (
+    corpus,
+    load_classification,
+    load_fresh_test,
+    load_instructions,
+    load_language_modelling,
+    own_sentences,
+)
 from course_utils.data.corpus import Row
 from course_utils.data.docstrings import LIBRARIES, first_sentence, is_prose, mask_names
 
@@ -37,6 +44,16 @@ def test_a_split_by_row_would_be_caught(labelled):
     table = labelled["train"].shuffle(seed=0)
     half = table.num_rows // 2
     assert set(table.select(range(half))["file"]) & set(table.select(range(half, table.num_rows))["file"])
+
+
+def test_fresh_test_rows_are_in_no_split_and_from_files_of_the_test_split(labelled):
+    fresh = load_fresh_test()
+    assert fresh.features == labelled["test"].features and 1_500 < len(fresh) < 3_000
+    assert len(set(fresh["label"])) == 10
+    for split in labelled.values():
+        assert not set(fresh["text"]) & set(split["text"])
+    for split in ("train", "validation"):
+        assert not set(fresh["file"]) & set(labelled[split]["file"])
 
 
 def test_no_library_name_is_left(labelled):

@@ -154,9 +154,8 @@ def test_a_program_that_is_not_ours(script, strategy, project):
     assert run["losses"][-1][1] < run["losses"][0][1] - 0.1
 
 
-@pytest.mark.parametrize(
-    ("strategy", "to_whom"), [pytest.param("ddp", "one rank", marks=pytest.mark.long), ("fsdp2", "the script")]
-)
+@pytest.mark.long  # tests/recipes/test_finetune.py stops one process, files/test_slurm_cluster.py two machines
+@pytest.mark.parametrize(("strategy", "to_whom"), [("ddp", "one rank"), ("fsdp2", "the script")])
 def test_stopped_and_started_again_ends_with_the_same_weights(strategy, to_whom, project):
     arguments = spec_of(project).arguments
     spec = spec_of(project, strategy=strategy, max_steps=STEPS_OF_STOPPED_RUN, arguments=arguments)

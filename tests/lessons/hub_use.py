@@ -16,6 +16,7 @@ from course_utils.hub import HUB_NAMES
 PLACES = ("course_utils.data", "course_utils.models")
 FETCHES = {
     "load_classification": HUB_NAMES["classification"],
+    "load_fresh_test": HUB_NAMES["classification"],
     "load_instructions": HUB_NAMES["instructions"],
     "load_language_modelling": HUB_NAMES["instructions"],
     "load_tokenizer": HUB_NAMES["encoder"],

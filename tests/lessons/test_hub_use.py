@@ -8,6 +8,7 @@ import pytest
 
 from course_utils import data, models
 from course_utils.hub import HUB_NAMES
+from tests.lessons import test_short_runs
 from tests.lessons.hub_use import FETCHES, LOCAL, PLACES, fetched, runs_from_the_hub
 
 DATA, MODELS = "from course_utils.data import", "from course_utils.models import"
@@ -52,6 +53,14 @@ def test_what_a_lesson_fetches(code, names):
 def test_an_unknown_loader_is_one_sentence(code):
     with pytest.raises(ValueError, match=r"^line 3 calls course_utils\.\S+\.load_\w+, of which .*hub_use\.py$"):
         fetched(code)
+
+
+def test_a_lesson_that_calls_one_is_not_executed(tmp_path, monkeypatch):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "05_planted.py").write_text(f"{MODELS} load_diffusion\n\nload_diffusion()\n")
+    monkeypatch.setattr(test_short_runs, "papermill", lambda *_, **__: pytest.fail("executed"))
+    with pytest.raises(pytest.fail.Exception, match=r"^05_planted was not executed: line 3 calls .*hub_use\.py$"):
+        test_short_runs.test_few_steps(tmp_path / "05_planted.ipynb", {}, tmp_path, print, None)
 
 
 def test_every_loader_with_a_source_is_known():

@@ -1,212 +1,206 @@
-"""Checkers of lesson 01: bias correction, decoupled decay, token-weighted accumulation, cosine with warm-up."""
+"""Checkers of lesson 01: predict Adam's steps, write a schedule, recount a run, repair an evaluation, write a loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from course_utils.lessons.lesson_01 import solutions
-from course_utils.teach.exercise import Wrong, exercise
+from course_utils.lessons.lesson_01 import loop_exercise, solutions
+from course_utils.lessons.lesson_01.probe import Probe, as_number, batches_of, is_near, must_be_callable, shortly
+from course_utils.teach.exercise import Wrong, ask, exercise
 
-
-def _short(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return str([round(x, 5) for x in value.flatten().tolist()])
-    if isinstance(value, tuple):
-        return ", ".join(map(_short, value))
-    return f"{value:.5g}" if isinstance(value, float) else repr(value)
-
-
-def _close(got: Any, expected: Any) -> bool:
-    """Equal within 1e-6; a result of another kind or shape is not."""
-    if isinstance(expected, tuple):
-        return isinstance(got, tuple | list) and len(got) == len(expected) and all(map(_close, got, expected))
-    if not isinstance(got, Tensor | float | int) or isinstance(got, bool):
-        return False
-    got, expected = torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64)
-    return got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-6, atol=1e-9)
-
-
-def _require(got: Any, expected: Any, given: str, suspects: list[tuple[Any, str]], hint: str) -> None:
-    """Raise ``Wrong`` unless ``got`` is ``expected``; a known wrong result in ``suspects`` gets its own hint."""
-    if _close(got, expected):
-        return
-    hint = next((why for value, why in suspects if _close(got, value)), hint)
-    raise Wrong(given=given, expected=_short(expected), got=_short(got), hint=hint)
+__all__ = ["loop_exercise"]  # importing it registers exercise 01.5
 
 
 @exercise(
     "01.1",
-    "Bias correction",
+    "How long is Adam's step?",
+    kind="predict",
     hints=(
-        "With a constant gradient g, m after t steps is g * (1 - beta1**t). What must you divide by to get g back?",
+        "The length of a step is lr * m / sqrt(v). Work out m and sqrt(v) for each sequence, after so many steps that "
+        "the averages have settled.",
+        "For alternating signs m changes sign as well: m = 0.9 * (-m) + 0.1 * 1. Solve that for m; v knows no signs.",
     ),
 )
-def check_bias_correction(answer: Callable) -> None:
-    m, v = torch.tensor([0.1, -0.2]), torch.tensor([0.001, 0.004])
-    for step, beta1, beta2 in ((1, 0.9, 0.999), (3, 0.9, 0.999), (10, 0.5, 0.9)):
-        inputs = m.clone(), v.clone()
-        got = answer(*inputs, step, beta1, beta2)
-        given = f"m={_short(m)}, v={_short(v)}, step={step}, beta1={beta1}, beta2={beta2}"
-        power = "The correction fades with the number of steps: beta must be raised to the power of step."
-        _require(
-            got,
-            solutions.solution_1(m, v, step, beta1, beta2),
-            given,
-            [
-                ((m, v), "You returned the averages unchanged: they start at zero, so early on they are too small."),
-                ((m * (1 - beta1**step), v * (1 - beta2**step)), "The averages are too small: divide, not multiply."),
-                ((m / (1 - beta1), v / (1 - beta2)), power),
-                (
-                    (m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))),
-                    "step counts from 1: at the first update it already is 1.",
-                ),
-                (
-                    (m / (1 - beta1 ** (step - 1)), v / (1 - beta2 ** (step - 1))) if step > 1 else (None, None),
-                    "step counts from 1: do not subtract one.",
-                ),
-            ],
-            "Return (m_hat, v_hat): each average divided by one minus its own beta to the power of step.",
+def check_steps(answer: Any) -> None:
+    cases = (
+        ("gradient 1 in every step", "m and the root of v are both the gradient's size."),
+        ("gradient 1000 in every step", "The gradient's scale stands above and below the fraction: it cancels."),
+        (
+            "gradients 1, -1, 1, -1, ...",
+            "v squares, so it does not see the signs; m averages them and stays near zero. Solve m = 0.1 - 0.9 * m.",
+        ),
+    )
+    if not isinstance(answer, tuple | list) or len(answer) != 3:
+        raise Wrong(
+            given="prediction",
+            expected="three numbers, one per sequence, in learning rates",
+            got=shortly(answer),
+            hint="Write prediction = (a, b, c).",
         )
-        _unchanged(inputs, (m, v))
+    for found, right, (given, hint) in zip(answer, solutions.solution_1, cases, strict=True):
+        value = as_number(found)
+        if value is not None and right < 1 and abs(value) < 0.02:
+            hint = "Not quite zero: the newest gradient always has a tenth of the say in m."
+        if value is not None and right < 1 and abs(value - 0.1) < 0.02:
+            hint = "0.1 is the newest gradient's share. The one before has the other sign and takes part of it away."
+        if value is None or abs(abs(value) - right) > 0.1 * right:
+            raise Wrong(given=given, expected="another length", got=shortly(found), hint=hint)
 
 
 @exercise(
     "01.2",
-    "Decoupled decay",
+    "Warm-up, plateau, fall",
+    kind="write",
     hints=(
-        "Two subtractions: lr * weight_decay * p for the decay, lr * direction for Adam's step. "
-        "Neither sees the other.",
+        "Three pieces of a line: sort out first in which of them `step` lies.",
+        "The last piece is a straight line through 1 at max_steps - decay_steps and 0 at max_steps: how many steps are "
+        "left, in units of decay_steps?",
     ),
 )
-def check_decoupled_decay(answer: Callable) -> None:
-    p, direction = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, -0.7, 0.0])
-    for lr, decay in ((0.1, 0.5), (0.01, 0.0), (0.2, 0.1)):
-        inputs = p.clone(), direction.clone()
-        got = answer(*inputs, lr, decay)
-        _require(
-            got,
-            solutions.solution_2(p, direction, lr, decay),
-            f"p={_short(p)}, direction={_short(direction)}, lr={lr}, weight_decay={decay}",
-            [
-                (p - lr * direction, "The weights are not decayed at all."),
+def check_plateau(answer: Any) -> None:
+    must_be_callable(answer, "a function of step, warmup_steps, decay_steps, max_steps")
+    for warmup, decay, total in ((10, 20, 100), (0, 25, 50), (5, 35, 40)):
+        for step in (0, warmup // 2, warmup, (warmup + total - decay) // 2, total - decay, total - decay // 2, total):
+            given = f"step={step}, warmup_steps={warmup}, decay_steps={decay}, max_steps={total}"
+            right = solutions.solution_2(step, warmup, decay, total)
+            found = ask(answer, step, warmup, decay, total, given=given, expected=shortly(right))
+            if is_near(found, right):
+                continue
+            left = total - step
+            suspects = [
+                (step < warmup, 1.0, "There is no warm-up: below warmup_steps the factor rises from 0 to 1."),
+                (step < warmup, (step + 1) / max(1, warmup), "The first step, number 0, has factor 0."),
                 (
-                    p - lr * direction - decay * p,
-                    "The decay is scaled by the learning rate too, or it ignores the schedule.",
-                ),
-                (p - lr * direction + lr * decay * p, "The decay has the wrong sign: weights must shrink."),
-                (
-                    p - lr * torch.sign(direction + decay * p),
-                    "The decay went through the gradient: that is L2 regularisation, not decoupled decay.",
+                    step >= warmup,
+                    max(0.0, left / (total - warmup)),
+                    "This falls from the end of the warm-up on: there is a plateau of 1 until max_steps - decay_steps.",
                 ),
                 (
-                    (p - lr * direction) * (1 - lr * decay),
-                    "Decay the old weight (p), not the weight after Adam's step.",
+                    step >= total - decay,
+                    1 - left / decay,
+                    "The fall runs backwards: count the steps that are left, not those made since it began.",
                 ),
-            ],
-            "The new weight is p - lr * weight_decay * p - lr * direction.",
-        )
-        _unchanged(inputs, (p, direction))
+                (step >= total - decay, 1.0, "The plateau never ends: the last decay_steps fall to 0."),
+                (
+                    step >= total - decay,
+                    (left - 1) / decay,
+                    "One off: the factor is 0 at max_steps, not before.",
+                ),
+                (
+                    step >= total - decay,
+                    0.5 * (1 + math.cos(math.pi * (1 - left / decay))),
+                    "That is a cosine; a straight line is asked for.",
+                ),
+            ]
+            hint = next((why for may, value, why in suspects if may and is_near(found, value)), None)
+            raise Wrong(
+                given=given,
+                expected=shortly(right),
+                got=shortly(found),
+                hint=hint or "Rise to 1, stay at 1, then fall in a straight line to 0 at max_steps.",
+            )
 
 
 @exercise(
     "01.3",
-    "Token-weighted accumulation",
-    hints=("Imagine all micro-batches glued together: what would the mean over all their targets be?",),
+    "The same run in other pieces",
+    kind="vary",
+    hints=(
+        "Two roundings, one after the other: rows into micro-batches, micro-batches into windows. A short last one is "
+        "used, not dropped.",
+        "Compute the number of micro-batches first, rounded up; then how many windows they make, rounded up again. "
+        "-(-a // b) rounds up.",
+    ),
 )
-def check_accumulation(answer: Callable) -> None:
-    windows = [
-        ([6.0, 6.0], [3, 3]),
-        ([8.0, 1.0, 6.0], [8, 1, 3]),
-        ([5.0, 0.0, 4.0], [5, 0, 1]),  # a micro-batch of padding only
-        ([7.0], [2]),
-    ]
-    for sums, counts in windows:
-        weights = torch.tensor(sums, requires_grad=True)
-        got = answer(list(weights.unbind()), list(counts))
-        given = f"loss_sums={sums}, counts={counts}"
-        means = [s / n for s, n in zip(sums, counts, strict=True) if n]
-        _require(
-            got if isinstance(got, float | int) else getattr(got, "detach", lambda got=got: got)(),
-            torch.tensor(sum(sums) / sum(counts)),
-            given,
-            [
-                (
-                    torch.tensor(sum(means) / len(counts)),
-                    "That is the mean of the micro-batches' means: a target in a short micro-batch weighs too much.",
-                ),
-                (
-                    torch.tensor(sum(means) / len(means)),
-                    "That is the mean of the micro-batches' means: a target in a short micro-batch weighs too much.",
-                ),
-                (torch.tensor(sum(sums) / len(counts)), "Divide by the number of targets, not of micro-batches."),
-                (torch.tensor(sum(sums)), "This is the sum; divide it by the number of targets in the whole window."),
-            ],
-            "Add up all sums, divide once by all counts added up.",
-        )
-        if not (isinstance(got, Tensor) and got.requires_grad):
+def check_recount(answer: Any) -> None:
+    must_be_callable(answer, "a function of rows, batch_size, accumulation, epochs")
+    for rows, size, k, epochs in (
+        (12_000, 32, 1, 2),
+        (12_000, 8, 4, 2),
+        (1_000, 32, 3, 2),
+        (100, 8, 1, 2),
+        (10, 4, 8, 1),
+    ):
+        given = f"rows={rows}, batch_size={size}, accumulation={k}, epochs={epochs}"
+        right = solutions.solution_3(rows, size, k, epochs)
+        found = ask(answer, rows, size, k, epochs, given=given, expected=str(right))
+        if not isinstance(found, dict) or set(found) != set(right):
             raise Wrong(
-                given=given,
-                expected="a tensor that backward() can be called on",
-                got=f"{type(got).__name__} without a gradient",
-                hint="Keep the sums as tensors: float(), .item() and torch.tensor(...) cut the graph.",
+                given=given, expected=str(right), got=shortly(found), hint="Return a dict with exactly these two keys."
             )
+        per_epoch, steps = found["steps_per_epoch"], found["max_steps"]
+        if per_epoch == right["steps_per_epoch"] and steps == right["max_steps"]:
+            continue
+        micro = -(-rows // size)
+        hint = "Round up twice: rows into micro-batches, micro-batches into windows; then times the epochs."
+        for value, why in (
+            (micro, "You counted micro-batches. A step is made once per window of `accumulation` of them."),
+            (rows // size // k, "Rounding down drops the short last window, or the short last micro-batch."),
+            (micro // k, "Rounding down drops the short last window."),
+            (-(-(rows // size) // k), "Rounding down drops the short last micro-batch."),
+            (micro * k, "More accumulation means fewer steps: divide."),
+        ):
+            if per_epoch == value != right["steps_per_epoch"]:
+                hint = why
+                break
+        if per_epoch == right["steps_per_epoch"]:
+            hint = "steps_per_epoch is right. max_steps is that, times the epochs: windows do not cross an epoch's end."
+        raise Wrong(given=given, expected=str(right), got=shortly(found), hint=hint)
 
 
 @exercise(
     "01.4",
-    "Cosine schedule with warm-up",
-    hints=("Progress after the warm-up runs from 0 to 1. cos(pi * progress) runs from 1 to -1; shift and halve it.",),
+    "Repair an evaluation",
+    kind="debug",
+    hints=(
+        "Go through the three points of this section one by one, and ask of each line which of them it breaks.",
+        "There are four faults: one about dropout, one about the graph, one about the mean, and one in the last line "
+        "before the return.",
+    ),
 )
-def check_cosine(answer: Callable) -> None:
-    import math
-
-    for warmup, total in ((10, 100), (0, 50), (20, 40)):
-        for step in (0, warmup // 2, warmup, (3 * warmup + total) // 4, total - 1, total):
-            share = (step - warmup) / (total - warmup)
-            whole = 0.5 * (1 + math.cos(math.pi * step / total))
-            rising = step < warmup
-            suspects = (
-                []
-                if rising
-                else [
-                    (
-                        whole,
-                        "After the warm-up the wave starts anew: subtract warmup_steps from step and from max_steps.",
-                    ),
-                    (1 - share, "That is a straight line: this is the linear schedule."),
-                    (0.5 * (1 + math.cos(2 * math.pi * share)), "Half a wave is enough: cos(pi * progress)."),
-                    (math.cos(math.pi * share), "The cosine ends at -1: add 1 and halve it."),
-                    (
-                        math.cos(math.pi / 2 * share),
-                        "A quarter wave keeps the rate high to the end: use 0.5 * (1 + cos(pi * progress)).",
-                    ),
-                ]
+def check_evaluation(answer: Any) -> None:
+    must_be_callable(answer, "a function of model and batches")
+    for sizes, training in (((8, 8, 3), True), ((5,), False), ((6, 1, 1, 9), True), ((4, 2), False)):
+        model, batches = Probe().train(training), batches_of(sizes, seed=sum(sizes))
+        mode = "training" if training else "evaluation"
+        given = f"batches of {', '.join(map(str, sizes))} rows, the model in {mode} mode"
+        right = solutions.solution_4(Probe(), batches)
+        found = ask(answer, model, batches, given=given, expected="a dict with loss and accuracy")
+        if not isinstance(found, dict) or not {"loss", "accuracy"} <= set(found):
+            raise Wrong(
+                given=given,
+                expected="a dict with loss and accuracy",
+                got=shortly(found),
+                hint='Return {"loss": ..., "accuracy": ...}.',
             )
-            suspects += [((step + 1) / max(1, warmup), "The first step, number 0, has factor 0.")] if rising else []
-            suspects += (
-                [(1.0, "There is no warm-up: below warmup_steps the factor rises from 0 to 1.")] if rising else []
-            )
-            suspects += (
-                [(whole, "There is no warm-up: below warmup_steps the factor rises from 0 to 1.")] if rising else []
-            )
-            _require(
-                answer(step, warmup, total),
-                solutions.solution_4(step, warmup, total),
-                f"step={step}, warmup_steps={warmup}, max_steps={total}",
-                suspects,
-                "step / warmup_steps during the warm-up, then 0.5 * (1 + cos(pi * progress)).",
-            )
+        got = f"loss {shortly(found['loss'])}, accuracy {shortly(found['accuracy'])}"
+        expected = f"loss {right['loss']:.4g}, accuracy {right['accuracy']:.4g}"
+        if model.calls and model.forgot_eval:
+            hint = "Dropout was on during a forward pass: switch to evaluation mode before the first one."
+            raise Wrong(given=given, expected="every forward pass in evaluation mode", got=got, hint=hint)
+        if not all(is_near(found[name], right[name], 1e-5) for name in right):
+            raise Wrong(given=given, expected=expected, got=got, hint=_evaluation_hint(batches, found))
+        if model.kept_graph:
+            hint = "The numbers are right, but each forward pass kept its graph for a backward pass that never comes."
+            raise Wrong(given=given, expected="forward passes without a graph", got="a graph was kept", hint=hint)
+        if model.training != training:
+            hint = "The caller gets the model back in another mode: note model.training first and restore that."
+            after = "training" if model.training else "evaluation"
+            raise Wrong(given=given, expected=f"the model in {mode} mode", got=f"in {after} mode", hint=hint)
 
 
-def _unchanged(inputs: tuple[Tensor, ...], originals: tuple[Tensor, ...]) -> None:
-    if not all(map(torch.equal, inputs, originals)):
-        raise Wrong(
-            given="the tensors passed in",
-            expected="new tensors as the result",
-            got="changed inputs",
-            hint="An operation ending in _ or -= works in place; write p = p - ... here.",
-        )
+def _evaluation_hint(batches: list[dict[str, Tensor]], found: dict[str, Any]) -> str:
+    single = [solutions.solution_4(Probe(), [batch]) for batch in batches]
+    rows = [len(batch["labels"]) for batch in batches]
+    for name in ("loss", "accuracy"):
+        values = [result[name] for result in single]
+        if is_near(found[name], sum(values) / len(values), 1e-5) and len(set(rows)) > 1:
+            return f"{name} is the mean of the batches' means: a row of a short batch weighs too much. Weigh by rows."
+        if is_near(found[name], values[-1], 1e-5) and len(rows) > 1:
+            return f"{name} is that of the last batch only: collect over all batches."
+        if is_near(found[name], sum(value * n for value, n in zip(values, rows, strict=True)), 1e-5):
+            return f"{name} is a sum over rows: divide once, by all of them."
+    return "Sum losses and right answers over all rows, then divide each once by the number of rows."

@@ -1,0 +1,324 @@
+"""Figures of lesson 05: who sees what, a steered run, events in order, plateaus, stopping rules, a hidden NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from course_utils.teach.figure import COLORS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from course_utils.training.callbacks.events import Event
+
+PALE = "#F2F2F2"
+KINDS = {
+    "once": (COLORS["grey"], ("on_init_end", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end")),
+    "step": (
+        COLORS["blue"],
+        ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"),
+    ),
+    "report": (COLORS["orange"], ("on_log", "on_prediction_step", "on_evaluate", "on_save")),
+}
+
+
+def _box(axis: Axes, x: float, y: float, width: float, text: str, color: str, height: float = 0.62) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    shape = "round,pad=0.02,rounding_size=0.08"
+    axis.add_patch(
+        FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=color + "22", edgecolor=color, linewidth=1.6)
+    )
+    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10.5)
+
+
+def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str, bend: float = 0.0) -> None:
+    style = {"arrowstyle": "-|>", "color": color, "linewidth": 1.6, "connectionstyle": f"arc3,rad={bend}"}
+    axis.annotate("", xy=end, xytext=start, arrowprops=style)
+
+
+def flow() -> Figure:
+    """What the Trainer computes in a step, and what goes to a callback and back."""
+    figure, axis = new_figure(
+        height=3.7,
+        alt="Diagram. Top row, inside the Trainer: a batch of token ids of shape (B, T) goes through the model to "
+        "logits (B, C) and a loss, then backward, clipping, the optimizer and the scheduler. Below, a list of "
+        "callbacks. An arrow down carries args, state, control, model, optimizer; an arrow up carries control back. "
+        "The batch, the logits and the loss tensor stay inside the Trainer.",
+    )
+    blue, orange, grey = COLORS["blue"], COLORS["orange"], COLORS["grey"]
+    parts = [
+        ("batch\n(B, T)", 1.15, grey),
+        ("model", 1.0, blue),
+        ("logits (B, C)\nloss ()", 1.45, grey),
+        ("backward", 1.15, blue),
+        ("clip", 0.75, blue),
+        ("optimizer,\nscheduler", 1.3, blue),
+    ]
+    axis.text(0.1, 4.05, "Trainer: one step", fontsize=12, weight="bold")
+    x = 0.1
+    for text, width, color in parts:
+        _box(axis, x, 3.1, width, text, color)
+        x += width + 0.38
+        if text != parts[-1][0]:
+            _arrow(axis, (x - 0.36, 3.41), (x - 0.04, 3.41), grey)
+    axis.text(0.1, 0.1, "Callbacks, called one after the other at each event", fontsize=12, weight="bold")
+    names = ["DefaultFlow\nsets the flags", "trackers,\nprogress", "yours, in the\norder you give"]
+    for place, name in enumerate(names):
+        _box(axis, 0.6 + 3.0 * place, 0.65, 2.2, name, orange, 0.75)
+    for place in (2.8, 5.8):
+        _arrow(axis, (place + 0.04, 1.02), (place + 0.76, 1.02), orange)
+    _arrow(axis, (1.7, 3.0), (1.7, 1.5), orange)
+    axis.text(1.85, 2.2, "args, state, control,\nmodel, optimizer, logs, metrics", va="center", fontsize=10.5)
+    _arrow(axis, (7.7, 1.5), (7.7, 3.0), orange)
+    axis.text(7.55, 2.2, "control: log? evaluate?\nsave? stop?", va="center", ha="right", fontsize=10.5)
+    axis.set(xlim=(0, 9.2), ylim=(0, 4.3))
+    axis.set_axis_off()
+    return figure
+
+
+def _points(history: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    found = [(entry["step"], entry[key]) for entry in history if key in entry]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def steered_run(
+    history: Sequence[Mapping[str, float]], best_step: int, stop_step: int, max_steps: int, metric: str
+) -> Figure:
+    """Losses on the left, the metric on the right; where the best checkpoint lies and where the run was stopped.
+
+    Args:
+        history: ``trainer.state.log_history``.
+        metric: key of the evaluation's metric.
+    """
+    figure, axes = new_figure(
+        1,
+        2,
+        height=3.5,
+        alt="Two panels over optimizer steps. Left: the training loss falls throughout; the validation loss falls, "
+        "turns and rises. Right: macro-F1 on the validation rows rises and flattens. A dashed line marks the one "
+        "checkpoint that was kept, a grey area the steps that were asked for and never made.",
+    )
+    for axis in axes:
+        if stop_step < max_steps:
+            axis.axvspan(stop_step, max_steps, color=PALE)
+            axis.text((stop_step + max_steps) / 2, 0.5, "not run", transform=axis.get_xaxis_transform(), rotation=90,
+                      ha="center", va="center", color=COLORS["grey"])  # fmt: skip
+        axis.axvline(best_step, color=COLORS["black"], linestyle="--", linewidth=1.2, label="kept checkpoint")
+        axis.axvline(stop_step, color=COLORS["red"], linewidth=1.6, label="stopped")
+        axis.set(xlabel="optimizer step", xlim=(0, max_steps))
+    axes[0].plot(*_points(history, "loss"), color=COLORS["sky"], label="training loss")
+    axes[0].plot(*_points(history, "eval_loss"), "o-", color=COLORS["blue"], label="validation loss")
+    axes[1].plot(*_points(history, metric), "o-", color=COLORS["green"], label="validation macro-F1")
+    axes[0].set(title="Losses", ylabel="nats")
+    axes[1].set(title="Metric", ylabel="share (0 to 1)")
+    for axis in axes:
+        axis.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
+    return figure
+
+
+def timeline(events: Sequence[Event], title: str) -> Figure:
+    """One row per kind of event, in the order they first happen; one column per event."""
+    kinds = {name: color for color, names in KINDS.values() for name in names}
+    names = list(dict.fromkeys(event.name for event in events))
+    figure, axis = new_figure(
+        height=0.95 + 0.29 * len(names),
+        alt="Timeline: a dot for each event, left to right in the order in which they happened, one row per kind. "
+        "Step events repeat for each optimizer step; log, prediction and evaluate events follow on some steps only; "
+        "save comes last.",
+    )
+    begins = [i for i, event in enumerate(events) if event.name == "on_step_begin"]
+    ends = [*begins[1:], len(events)]
+    for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        if number % 2 == 0:
+            axis.axvspan(begin - 0.5, end - 0.5, color=PALE)
+        axis.text(begin, -0.85, f"step {events[begin].step + 1}", fontsize=10, color=COLORS["grey"])
+    for place, event in enumerate(events):
+        axis.plot(place, names.index(event.name), "o", color=kinds.get(event.name, COLORS["black"]), markersize=7)
+    axis.set_yticks(range(len(names)), names, fontfamily="monospace", fontsize=10)
+    axis.set_xticks([])
+    axis.set(title=title, ylim=(len(names) - 0.4, -1.5), xlim=(-0.7, len(events) - 0.3), xlabel="order of the events")
+    axis.grid(visible=False)
+    return figure
+
+
+def when_best_changes(events: Sequence[Event]) -> Figure:
+    """The events of one step in a row; grey ones see the old best metric, green ones the new."""
+    figure, axis = new_figure(
+        height=1.75,
+        alt="The events of one step with an evaluation that is a new best, in a row: step end, log, evaluate are grey "
+        "and see the old best metric; save is green and sees the new one.",
+    )
+    shown = [event for event in events if event.name != "on_prediction_step"]
+    wanted = ("on_step_end", "on_log", "on_evaluate", "on_save", "on_step_begin")
+    shown = [event for i, event in enumerate(shown) if event.name in wanted and event != shown[i - 1]]
+    last = shown[-1].best_metric
+    for place, event in enumerate(shown):
+        color = COLORS["green"] if event.best_metric == last else COLORS["grey"]
+        value = "None" if event.best_metric is None else f"{event.best_metric:.2f}"
+        _box(axis, 1.6 * place, 0.2, 1.4, f"{event.name[3:]}\nsees {value}", color, 0.8)
+    axis.set(xlim=(-0.1, 1.6 * len(shown)), ylim=(0, 1.3), title="state.best_metric at each event of one step")
+    axis.set_axis_off()
+    return figure
+
+
+def creep(values: Sequence[float], min_delta: float) -> Figure:
+    """A slow, steady gain as two stopping rules see it: what each compares with at every evaluation.
+
+    Args:
+        values: the metric at each evaluation.
+        min_delta: the gain that counts.
+    """
+    best, references = [values[0]], [values[0]]  # what EarlyStopping and PlateauStop compare with
+    for value in values[:-1]:
+        best.append(max(best[-1], value))
+        references.append(value if value > references[-1] + min_delta else references[-1])
+    figure, axes = new_figure(
+        1,
+        2,
+        height=3.2,
+        sharey=True,
+        alt="Two panels with the same slowly rising metric. Left: the bar to clear moves up with every small gain, "
+        "and no point ever clears it. Right: the bar stays at the last gain that counted, and every few evaluations a "
+        "point clears it.",
+    )
+    evaluations = range(1, len(values) + 1)
+    names = ("EarlyStopping: best so far", "PlateauStop: last gain that counted")
+    for axis, line, title in zip(axes, (best, references), names, strict=True):
+        bar = [value + min_delta for value in line]
+        axis.step(evaluations, bar, where="mid", color=COLORS["red"], label="bar to clear")
+        clears = [value > height for value, height in zip(values, bar, strict=True)]
+        colors = [COLORS["green"] if clear else COLORS["grey"] for clear in clears]
+        axis.scatter(evaluations, values, color=colors, zorder=3, label="metric (green: clears it)")
+        axis.set_title(title, fontsize=11.5)
+        axis.set(xlabel="evaluation")
+        axis.legend(fontsize=9.5, loc="upper left")
+    axes[0].set(ylabel="metric", ylim=(min(values) - min_delta, max(values) + 3.2 * min_delta))
+    return figure
+
+
+def rules(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """What each stopping rule costs and gives: steps, test loss, test macro-F1; a dot a seed, the bar is the mean.
+
+    Args:
+        scores: rule -> one ``{"steps": ..., "loss": ..., "macro_f1": ...}`` per seed.
+    """
+    figure, axes = new_figure(
+        1,
+        3,
+        height=2.6,
+        sharey=True,
+        alt="Three panels, one bar per rule with a dot per seed: optimizer steps made, loss and macro-F1 on the test "
+        "split. Stopping by the validation loss takes the fewest steps and gives the lowest test loss, and a lower "
+        "macro-F1 than the others.",
+    )
+    names = list(scores)[::-1]
+    titles = {"steps": "Steps made", "loss": "Test loss", "macro_f1": "Test macro-F1"}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        runs = [[run[key] for run in scores[name]] for name in names]
+        means = [sum(values) / len(values) for values in runs]
+        axis.barh(names, means, height=0.6, color=[COLORS["grey"], COLORS["sky"], COLORS["blue"]][: len(names)])
+        for name, values in zip(names, runs, strict=True):
+            axis.plot(values, [name] * len(values), "o", color=COLORS["black"], markersize=4.5)
+        axis.set_title(title)
+        axis.grid(axis="y", visible=False)
+    return figure
+
+
+def paired(differences: Mapping[str, tuple[float, float, float]], label: str) -> Figure:
+    """Mean difference per comparison with its interval; zero is marked.
+
+    Args:
+        differences: name -> (low, mean, high).
+    """
+    figure, axis = new_figure(
+        height=0.9 + 0.5 * len(differences),
+        alt="Mean differences between stopping rules with their intervals, and a line at zero.",
+    )
+    names = list(differences)[::-1]
+    for place, name in enumerate(names):
+        low, mean, high = differences[name]
+        axis.plot([low, high], [place, place], color=COLORS["blue"], linewidth=3)
+        axis.plot(mean, place, "o", color=COLORS["blue"], markersize=8)
+    axis.axvline(0, color=COLORS["black"], linewidth=1.2)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel=label, ylim=(-0.6, len(names) - 0.4))
+    return figure
+
+
+def hidden_nan(
+    hidden: Sequence[Mapping[str, float]], skipped: Sequence[Mapping[str, float]], bad_step: int, metric: str
+) -> Figure:
+    """A run that a NaN destroyed as its log shows it, and the same run with the bad step skipped."""
+    figure, axes = new_figure(
+        1,
+        2,
+        height=3.2,
+        alt="Two panels over optimizer steps. Left: after the step with a NaN the logged loss of the unwatched "
+        "run drops to zero and stays there, as if training had succeeded; the watched run's loss goes on falling "
+        "slowly. Right: macro-F1 of the unwatched run falls to the chance level, the watched run's rises.",
+    )
+    for history, name, color, style in (
+        (hidden, "not watched", COLORS["red"], "s--"),
+        (skipped, "bad step skipped", COLORS["blue"], "o-"),
+    ):
+        axes[0].plot(*_points(history, "loss"), style, color=color, label=name, markersize=4)
+        axes[1].plot(*_points(history, metric), style, color=color, label=name, markersize=5)
+    for axis in axes:
+        axis.axvline(bad_step, color=COLORS["black"], linestyle=":", linewidth=1.4, label="one empty row")
+        axis.set(xlabel="optimizer step")
+    axes[0].set(title="Logged training loss", ylabel="nats", ylim=(-0.1, None))
+    axes[1].set(title="Validation macro-F1", ylabel="share (0 to 1)", ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=10, loc="outside lower center", ncols=3)
+    return figure
+
+
+def loss_curve(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Training and validation loss against the step: what a live plot draws again and again."""
+    figure, axis = new_figure(
+        height=2.9, alt="Training and validation loss against the optimizer step: both fall steeply, then flatten."
+    )
+    axis.plot(*_points(history, "loss"), color=COLORS["sky"], label="training")
+    axis.plot(*_points(history, "eval_loss"), "o-", color=COLORS["blue"], label="validation")
+    axis.set(xlabel="optimizer step", ylabel="cross entropy (nats)", title="Loss", ylim=(0, None))
+    axis.legend()
+    return figure
+
+
+def waits(per_step: Mapping[str, float]) -> Figure:
+    """How often a step waits for the device, per set of callbacks."""
+    figure, axis = new_figure(
+        height=0.9 + 0.5 * len(per_step),
+        alt="Bars: waits per optimizer step. The Trainer alone waits a few times, without its NaN filter hardly ever; "
+        "a watcher that reads every norm at every step waits many times more; the course's watcher adds nothing.",
+    )
+    names = list(per_step)[::-1]
+    bars = axis.barh(names, [per_step[name] for name in names], height=0.6, color=COLORS["blue"])
+    axis.bar_label(bars, fmt="%.1f", padding=4)
+    axis.set(xlabel="waits for the device per optimizer step", xlim=(0, 1.15 * max(per_step.values())))
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def written(samples: Sequence[tuple[int, Sequence[str]]], prompts: Sequence[object], right: Sequence[str]) -> Figure:
+    """What a model wrote at each evaluation, a column a prompt; right answers are green."""
+    figure, axis = new_figure(
+        height=0.7 + 0.42 * (len(samples) + 2),
+        alt="A table: a column for each prompt, a row for each evaluation. At first everything is wrong; more and more "
+        "cells turn green. The last row holds the right answers.",
+    )
+    rows = [("step", *prompts), *((step, *texts) for step, texts in samples), ("right", *right)]
+    for y, row in enumerate(rows):
+        for x, text in enumerate(row):
+            is_answer = 0 < y < len(rows) - 1 and x > 0
+            color = COLORS["green"] if is_answer and text == right[x - 1] else COLORS["black"]
+            weight = "bold" if y in (0, len(rows) - 1) or x == 0 else "normal"
+            place = 0.0 if x == 0 else 0.75 + 1.9 * (x - 1)
+            axis.text(place, y, str(text), color=color, weight=weight, fontsize=10, family="monospace", va="center")
+    axis.axhline(0.5, color=COLORS["grey"], linewidth=1)
+    axis.axhline(len(rows) - 1.5, color=COLORS["grey"], linewidth=1)
+    axis.set(xlim=(-0.1, 0.75 + 1.9 * len(prompts)), ylim=(len(rows) - 0.4, -0.6))
+    axis.set_axis_off()
+    return figure

@@ -1,0 +1,1 @@
+"""Lesson 07: any nn.Module, two optimizers, custom operators."""

@@ -1,0 +1,40 @@
+"""One rank of ``Ranks``: waits for calls on its standard input, a line of JSON each, until that is closed."""
+
+import json
+import os
+import runpy
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from course_utils.parallel.launched_rank import note
+
+
+def main(path: list[str]) -> None:
+    """Carry out calls ``{"file", "name", "arguments", "number"}``; the answers are files in the current folder."""
+    sys.path[:] = path  # what the caller can import, its ranks can
+    for line in sys.stdin:
+        call = json.loads(line)
+        answer = Path(f"rank-{os.environ['RANK']}-{call['number']}.json")
+        try:
+            function = runpy.run_path(call["file"], run_name="ranks")[call["name"]]
+            note(answer, {"result": function(**call["arguments"])})
+        except BaseException as error:
+            place = error.__traceback__.tb_next  # from the function's own first line on
+            text = "".join(traceback.format_exception(type(error), error, place)).rstrip()
+            note(answer, {"error": text, "time": time.time()})
+        forget_accelerator()
+
+
+def forget_accelerator() -> None:
+    """The next call's ``Accelerator(...)`` gets the settings it asks for; a process group that is still there stays."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.PartialState._shared_state:
+        left = not sys.modules["torch"].distributed.is_initialized()  # by end_training
+        state.AcceleratorState._reset_state(left)
+        state.GradientState._reset_state()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

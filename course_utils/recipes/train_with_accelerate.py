@@ -1,0 +1,221 @@
+"""Train the course's classifier on any number of processes: ``train_by_hand`` plus the lines marked NEW (lesson 08).
+
+    RECIPE="course_utils.recipes.train_with_accelerate"
+    python -m $RECIPE --folder runs/one                                       # one process, as by hand
+    accelerate launch --multi_gpu --num_processes 2 --module $RECIPE --folder runs/two       # two GPUs
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --module $RECIPE --folder runs/two
+    torchrun --standalone --nproc-per-node 2 --module $RECIPE --folder runs/two              # GPUs or CPU
+
+Effective batch = batch_size x processes x accumulation: with two processes take half the accumulation for the same run.
+One process gives the weights of train_by_hand. Two draw other dropout masks; without dropout they give those of one
+process, up to the order of sums, except that they fill an epoch's last batches up with rows of its beginning. Stop the
+program at any time; the same command with as many processes goes on, exactly. A flag that cannot be used, or that
+contradicts the folder's checkpoints, is said in one sentence, with exit code 2.
+"""
+
+import argparse
+import json
+import math
+import os  # NEW
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from accelerate import Accelerator  # NEW
+from torch.utils.data import DataLoader  # NEW
+from transformers import DataCollatorWithPadding
+
+from course_utils.data import load_classification
+from course_utils.data.sampling import LengthGroupedBatchSampler  # NEW
+from course_utils.models import load_classifier, load_tokenizer
+from course_utils.parallel import report  # NEW
+from course_utils.parallel.accelerated import PreparedBatches, evaluate, train  # NEW: the loop and its evaluation
+from course_utils.training.checkpoint import CheckpointError, latest_checkpoint
+from course_utils.training.loop import LoopConfig  # NEW
+from course_utils.training.optim import ForeachAdamW, parameter_groups
+from course_utils.training.schedules import make_scheduler
+
+SIZE_STEP = 8  # the encoder's 4 heads, each of which rotates its numbers in pairs
+MAY_CHANGE = ("folder", "save_every", "log_every")  # between the starts of one run: they do not touch the weights
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End the program as for any flag that cannot be used."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(message)
+
+
+def from_to(lowest: float, highest: float = math.inf, kind: type = int) -> Callable[[str], float]:
+    """A flag's ``type``: reads a finite number of ``kind`` in ``[lowest, highest]``; argparse names the flag."""
+    numbers = "a whole number" if kind is int else "a number"
+    allowed = f"{numbers} >= {lowest}" if highest == math.inf else f"{numbers} from {lowest} to {highest}"
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (lowest <= value <= highest and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text!r} is out of range; allowed: {allowed}")
+        return value
+
+    return read
+
+
+def read_settings(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; one that cannot be used ends the program."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    add, share = parser.add_argument, from_to(0, 1, float)
+    add("--folder", type=Path, required=True, help="where checkpoints and result.json go")
+    # data
+    add("--source", default="local", choices=["local", "hub"], help="the course's data and model, or the hub's")
+    add("--batch_size", type=from_to(1), default=32, help="rows per micro-batch")
+    add("--accumulation", type=from_to(1), default=1, help="micro-batches per optimizer step")
+    add("--max_length", type=from_to(3), default=48, help="tokens of a row; what is longer is cut")
+    # model
+    width = f"a multiple of {SIZE_STEP}; the course's configuration if unset"
+    add("--hidden_size", type=from_to(SIZE_STEP), help=width)
+    add("--num_hidden_layers", type=from_to(1), help="the course's configuration if unset")
+    # optimization
+    rate = "at the end of the warm-up; a pretrained model wants ~5e-5"
+    add("--max_steps", type=from_to(1), default=500, help="optimizer steps")
+    add("--learning_rate", type=from_to(0, kind=float), default=1e-3, help=rate)
+    add("--weight_decay", type=from_to(0, kind=float), default=0.01, help="of matrices, not of biases and norms")
+    add("--schedule", default="linear", choices=["linear", "cosine", "constant"], help="after the warm-up")
+    add("--warmup_share", type=share, default=0.1, help="of max_steps")
+    add("--max_grad_norm", type=from_to(0, kind=float), default=1.0, help="0 does not clip")
+    # bookkeeping
+    add("--save_every", type=from_to(0), default=250, help="optimizer steps between checkpoints; 0 never")
+    add("--log_every", type=from_to(1), default=10, help="optimizer steps between printed lines")
+    add("--seed", type=from_to(0, 2**32 - 1), default=0, help="of new weights, dropout and the rows' order")
+    settings = parser.parse_args(arguments)
+
+    sizes = settings.hidden_size, settings.num_hidden_layers
+    if settings.source == "hub" and sizes != (None, None):
+        refuse("--hidden_size and --num_hidden_layers contradict --source hub, a pretrained model; allowed: neither")
+    if (settings.hidden_size or 0) % SIZE_STEP:
+        refuse(f"argument --hidden_size: {settings.hidden_size} does not fit; allowed: a multiple of {SIZE_STEP}")
+    if settings.folder.exists() and not settings.folder.is_dir():
+        refuse(f"argument --folder: {str(settings.folder)!r} is a file; allowed: a folder, or a new name")
+    return settings
+
+
+def check_same_run(settings: argparse.Namespace) -> None:
+    """End the program if the folder's checkpoints belong to other flags; a run that begins writes its flags down.
+
+    Loading a checkpoint would silently undo some of them (learning_rate, seed) and mix others in (batch_size).
+    """
+    file = settings.folder / "settings.json"
+    flags = {name: value for name, value in vars(settings).items() if name not in MAY_CHANGE}
+    if latest_checkpoint(settings.folder) is None:  # written only now: a kill while writing must not matter later
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(flags, indent=2))
+    elif file.exists():
+        began = json.loads(file.read_text())
+        for name, value in flags.items():
+            if began.get(name, value) != value:
+                refuse(
+                    f"argument --{name}: {value} contradicts the checkpoints in {settings.folder}, made with "
+                    f"{began[name]}; allowed: the same command, or another --folder"
+                )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Train, or go on training; returns what result.json gets. ``arguments`` None: those of the command line."""
+    settings = read_settings(arguments)
+    accelerator = Accelerator(  # NEW: finds the other processes; torchrun alone would not say that the CPU is meant
+        cpu=not torch.accelerator.is_available(),  # NEW
+        step_scheduler_with_optimizer=False,  # NEW: one scheduler step per optimizer step, not one per process
+    )  # NEW
+    started = int(os.environ.get("WORLD_SIZE", 1))  # NEW
+    if accelerator.num_processes != started:  # NEW: the exit code would be 0 all the same
+        refuse(f"the launcher started {started} processes, but each would train alone")  # NEW
+    if accelerator.is_main_process:  # NEW: one process writes
+        check_same_run(settings)  # NEW
+    config = LoopConfig(
+        max_steps=settings.max_steps,
+        accumulation=settings.accumulation,
+        max_grad_norm=settings.max_grad_norm,
+        save_every=settings.save_every,
+        folder=settings.folder,
+        resume=True,  # no checkpoint in the folder: starts at step 0
+    )
+    torch.manual_seed(settings.seed)
+
+    # data: tokenized once, padded batch by batch
+    with accelerator.main_process_first():  # NEW: it builds the cache, the others read it
+        data = load_classification(settings.source)  # NEW
+    tokenizer = load_tokenizer(settings.source)
+    rows = {}
+    for split in ("train", "test"):
+        encoded = tokenizer(list(data[split]["text"]), truncation=True, max_length=settings.max_length)
+        columns = (encoded["input_ids"], encoded["attention_mask"], data[split]["label"])
+        names = ("input_ids", "attention_mask", "labels")
+        rows[split] = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    collate = DataCollatorWithPadding(tokenizer)
+    lengths = [len(row["input_ids"]) for row in rows["train"]]
+    sampler = LengthGroupedBatchSampler(lengths, settings.batch_size, settings.seed)  # NEW: ShuffledBatches' order
+    apart = torch.Generator()  # NEW: a DataLoader draws a number at its start, and dropout is not to notice
+    loader = DataLoader(rows["train"], batch_sampler=sampler, collate_fn=collate, generator=apart)  # NEW
+
+    # model
+    sizes = {"hidden_size": settings.hidden_size, "num_hidden_layers": settings.num_hidden_layers}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    model = load_classifier(data["train"].features["label"].num_classes, settings.source, **sizes)
+    model.to(accelerator.device)  # NEW
+
+    # optimizer and schedule
+    optimizer = ForeachAdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    warmup_steps = round(settings.warmup_share * settings.max_steps)
+    scheduler = make_scheduler(optimizer, settings.schedule, warmup_steps, settings.max_steps)
+    ranks = accelerator.num_processes  # NEW
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)  # NEW
+    batches = PreparedBatches(accelerator, loader, sampler)  # NEW: its share of each epoch's rows
+    accelerator.register_for_checkpointing(batches)  # NEW: the position in the data
+    if not accelerator.is_main_process:  # NEW
+        torch.manual_seed(settings.seed + accelerator.process_index)  # NEW: dropout masks of its own
+    accelerator.print(  # NEW: rank 0 only
+        f"effective batch = {settings.batch_size} x {ranks} device{'s' * (ranks > 1)} x "  # NEW
+        f"{settings.accumulation} accumulation",  # NEW
+        flush=True,  # NEW
+    )  # NEW
+
+    def log(record: dict[str, float]) -> None:
+        if record["step"] % settings.log_every == 0:
+            accelerator.print(  # NEW
+                f"step {record['step']} loss {record['loss']:.4f} learning rate {record['learning_rate']:.2e}",
+                flush=True,
+            )
+
+    # train, or go on training
+    history = train(accelerator, model, batches, optimizer, config, scheduler, on_step=log)  # NEW
+
+    # what remains
+    by_length = sorted(rows["test"], key=lambda row: len(row["input_ids"]))
+    test_loader = accelerator.prepare(DataLoader(by_length, 100, collate_fn=collate))  # NEW
+    result = evaluate(accelerator, model, test_loader)  # NEW: all ranks, every row once
+    result |= {"max_steps": config.max_steps, "steps_in_this_process": len(history)}
+    if accelerator.is_main_process:  # NEW
+        (settings.folder / "result.json").write_text(json.dumps(result, indent=2))  # NEW
+    accelerator.print(json.dumps(result))  # NEW
+    kind, wrapper = accelerator.distributed_type.name, type(model).__name__  # NEW: what really ran
+    report({"world_size": ranks, "distributed_type": kind, "wrapper": wrapper, "history": history} | result)  # NEW
+    accelerator.end_training()  # NEW: leave the process group
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, CheckpointError) as error:
+        raise SystemExit(f"error: {error}") from None

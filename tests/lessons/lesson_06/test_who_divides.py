@@ -1,0 +1,48 @@
+"""Lesson 06's table on one process, and the paired interval that its comparison draws."""
+
+import pytest
+
+from course_utils.lessons.lesson_06.bag_runs import paired_interval
+from course_utils.lessons.lesson_06.who_divides import WAYS, compare, full_batch, worst_of_losses
+
+FOUR = {"model: mean, **kwargs ignored": 4, "function: mean": 4, "override: mean, **kwargs model": 4}
+EXPECTED = dict.fromkeys(WAYS, 1) | FOUR | {"override: mean / k, flag False": 0.25}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_factor_at_four_micro_batches(name):
+    found = compare(WAYS[name], 4)
+    assert found["gradient"] == pytest.approx(EXPECTED[name], rel=1e-5)
+    assert found["loss"] == pytest.approx(EXPECTED[name], rel=1e-5)
+    assert found["off"] < 1e-5
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_ragged_rows(name):
+    exact = "sum / num_items" in name or "x processes" in name
+    assert (compare(WAYS[name], 4, ragged=True)["off"] < 1e-6) == exact
+
+
+def test_losses_add_up_through_both_doors():
+    assert max(worst_of_losses([1, 2, 4, 16]).values()) < 1e-6
+
+
+def test_the_reference_is_torchs_mean():
+    loss, gradient = full_batch(ragged=True)
+    assert 1 < loss < 3 and gradient.norm() > 0
+
+
+def test_paired_interval_equals_scipys():
+    from scipy import stats
+
+    values, base = [0.5, 0.7, 0.4, 0.9], [0.4, 0.5, 0.45, 0.6]
+    expected = stats.ttest_rel(values, base).confidence_interval(0.95)
+    found = paired_interval(values, base)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    assert found.mean == pytest.approx(0.1375)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0] * 11])
+def test_paired_interval_wants_two_to_ten(values):
+    with pytest.raises(ValueError, match="allowed: 2 to 10"):
+        paired_interval(values, values)
