@@ -39,7 +39,7 @@ def session(*arguments: object) -> subprocess.CompletedProcess:
     """A test run of its own, with the plugins of this one."""
     command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-p", "tests.conftest"]
     command += ["-p", "no:cacheprovider", "--nbval", "--nbval-current-env", *arguments]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_once_whole_and_once_short_is_fine_on_one_worker(tmp_path):

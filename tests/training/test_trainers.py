@@ -16,13 +16,18 @@ from course_utils.training.trainers import PartsTrainer, RelevanceTrainer
 PARTS = {"hard": 0.7, "smooth": 0.3}
 
 
-def relevance_by_hand():
-    """Loss and gradient norm of all rows at once, in plain torch."""
+def language_model():
+    """The one that ``first_step`` trains."""
     from course_utils.models import load_causal_lm
 
     torch.manual_seed(0)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = load_causal_lm(vocab_size=VOCABULARY, **size, num_key_value_heads=1, head_dim=8)
+    return load_causal_lm(vocab_size=VOCABULARY, **size, num_key_value_heads=1, head_dim=8)
+
+
+def relevance_by_hand():
+    """Loss and gradient norm of all rows at once, in plain torch."""
+    model = language_model()
     batch = pad_rows(relevance_rows())
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     labels, relevance = batch["labels"][:, 1:], batch["relevance"][:, 1:]
@@ -44,15 +49,25 @@ def test_a_common_factor_changes_nothing():
     assert first_step(louder, 4) == pytest.approx(first_step(relevance_rows(), 4), rel=1e-5)
 
 
-def test_equal_relevance_is_the_models_own_loss(tmp_path):
+def test_equal_relevance_is_the_models_own_loss():
     equal = [row | {"relevance": torch.full_like(row["relevance"], 0.2)} for row in relevance_rows()]
-    from course_utils.models import load_causal_lm
-
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = load_causal_lm(vocab_size=VOCABULARY, **size, num_key_value_heads=1, head_dim=8)
     batch = {name: value for name, value in pad_rows(equal).items() if name != "relevance"}
-    assert first_step(equal, 4)[0] == pytest.approx(model(**batch).loss.item(), rel=1e-6)
+    assert first_step(equal, 4)[0] == pytest.approx(language_model()(**batch).loss.item(), rel=1e-6)
+
+
+def test_an_evaluation_divides_by_its_own_relevance(tmp_path):
+    """The Trainer hands a causal model's evaluation the number of labels, which is not it."""
+    trainer = quiet_trainer(
+        language_model(),
+        tmp_path,
+        eval_dataset=relevance_rows(),
+        data_collator=pad_rows,
+        trainer_class=RelevanceTrainer,
+        remove_unused_columns=False,
+        per_device_eval_batch_size=16,
+        use_cpu=True,
+    )
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(relevance_by_hand()[0], rel=1e-6)
 
 
 def relevance_trainer(folder, **settings):

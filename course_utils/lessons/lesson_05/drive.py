@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from course_utils.teach.exercise import Wrong, ask
@@ -40,6 +41,20 @@ def control_after(
         got = type(result).__name__
         raise Wrong(given=given, expected="control or None", got=got, hint="An event returns control, or nothing.")
     return result
+
+
+def at(number: int | None) -> str:
+    """In words: the number of the event after which a run ended."""
+    return "no stop" if number is None else f"a stop at the {number}. of them"
+
+
+def stop_of(callback: Any, events: Sequence[tuple[str, dict]], given: str, rank: int = 0, **state: Any) -> int | None:
+    """Number of the event after which the run ends, 1 the first; None: it does not."""
+    for number, (event, more) in enumerate(events, 1):
+        control = control_after(callback, event, given, rank=rank, step=number, more=more, **state)
+        if control.should_training_stop:
+            return number
+    return None
 
 
 def through_a_checkpoint(callback: Any, given: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def two_runs(one: Sequence[float], two: Sequence[float]) -> Figure:
     top.plot(steps, two, color=COLORS["black"], linewidth=1.3, linestyle="--", label="two ranks, 16 rows each")
     top.set(ylabel="loss (nats)", title="The same run")
     top.legend()
-    apart = [abs(a - b) for a, b in zip(one, two, strict=True)]
+    apart = [abs(a - b) or nan for a, b in zip(one, two, strict=True)]
     bottom.semilogy(steps, apart, "o", color=COLORS["red"], markersize=4)
     bottom.text(1, 2e-8, "no dot: equal", fontsize=10, color="#444444")
     bottom.set(xlabel="optimizer step", ylabel="distance", ylim=(1e-8, 10), yticks=(1e-8, 1e-6, 1e-4, 1e-2, 1))
@@ -71,7 +72,7 @@ def forgotten(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figu
         colors = [COLORS["grey"] if value == usual else COLORS["red"] for value in values]
         bars = axis.barh(labels, values, color=colors, height=0.6)
         axis.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=10)
-        axis.set(xlim=(0, 1.55 * max(values)), xticks=[])
+        axis.set(xlim=(0, 1.55 * (max(values) or 1)), xticks=[])
         axis.set_title(title, fontsize=11)
         axis.grid(visible=False)
     losses = {name: [pair[0]["loss"] for pair in runs[name]] for name in names}

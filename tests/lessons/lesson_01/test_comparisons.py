@@ -57,10 +57,13 @@ def test_short_run_leaves_one_thing_out(small_task):
 
 
 def test_the_rates_are_the_best_of_those_tried():
-    recorded = comparisons.recorded("rates")
-    for name, rate in (comparisons.RATES | {"encoder": comparisons.PEAK}).items():
-        losses = recorded["validation_loss"][name]
-        assert min(losses, key=losses.get) == f"{rate:g}", name
+    losses = comparisons.recorded("rates")["validation_loss"]
+    for name, rate in {"encoder": comparisons.PEAK, "SGD": 1.0, "momentum": 1.0}.items():
+        assert float(min(losses[name], key=losses[name].get)) == rate, name
+        assert comparisons.RATES.get(name, rate) == rate
+    adaptive = ("RMS step", "Adam", "AdamW")
+    total = {rate: sum(losses[name][rate] for name in adaptive) for rate in losses["Adam"]}
+    assert {comparisons.RATES[name] for name in adaptive} == {float(min(total, key=total.get))}
 
 
 def test_the_recorded_comparison_has_what_the_lesson_says_of_it():

@@ -60,15 +60,15 @@ def test_after_resume(tmp_path, later, expected, settings):
 
 @pytest.mark.parametrize("settings", [{}, RESTORE])
 def test_periodic_checkpoints_are_not_touched(tmp_path, settings):
-    values = [0.5, 0.7, 0.6, 0.9, 0.8, 0.95, 0.1]
-    periodic = {"save_strategy": "steps", "save_steps": 3, "max_steps": 7} | settings
+    values = [0.5, 0.7, 0.6, 0.9, 0.8, 0.95, 0.97, 0.1]
+    periodic = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8} | settings
     first = scripted_trainer(tmp_path, values[:3], [SaveBest()], **(periodic | {"max_steps": 3}))
     first.train()
     assert on_disk(tmp_path) == [2, 3]
     second = scripted_trainer(tmp_path, values, [SaveBest()], done=3, **periodic)
     second.train(resume_from_checkpoint=True)
-    kept = [3, 6, 7] if settings else [2, 3, 6, 7]  # without its state it cannot know that 2 was its own
-    assert on_disk(tmp_path) == kept and restored(second, SaveBest).best_step == 6
+    kept = [3, 6, 7, 8] if settings else [2, 3, 6, 7, 8]  # without its state it cannot know that 2 was its own
+    assert on_disk(tmp_path) == kept and restored(second, SaveBest).best_step == 7
 
 
 def test_what_a_killed_run_left_is_deleted(tmp_path):
