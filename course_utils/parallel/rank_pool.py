@@ -100,6 +100,8 @@ class Ranks:
             if dead and failure is None:
                 failure, deadline = dead[0], min(deadline, time.monotonic() + GRACE)
             if all(found):
+                if any(f["left_group"] for f in found):  # accelerator.end_training()
+                    self.close()
                 return [f["result"] for f in found]
             time.sleep(0.01)
         rank = failure if failure is not None else next(r for r, file in enumerate(files) if not file.exists())

@@ -19,21 +19,25 @@ def main(path: list[str]) -> None:
         answer = Path(f"rank-{os.environ['RANK']}-{call['number']}.json")
         try:
             function = runpy.run_path(call["file"], run_name="ranks")[call["name"]]
-            note(answer, {"result": function(**call["arguments"])})
+            result = function(**call["arguments"])
+            note(answer, {"result": result, "left_group": forget_accelerator()})
         except BaseException as error:
             place = error.__traceback__.tb_next  # from the function's own first line on
             text = "".join(traceback.format_exception(type(error), error, place)).rstrip()
             note(answer, {"error": text, "time": time.time()})
-        forget_accelerator()
 
 
-def forget_accelerator() -> None:
-    """The next call's ``Accelerator(...)`` gets the settings it asks for; a process group that is still there stays."""
+def forget_accelerator() -> bool:
+    """The next call's ``Accelerator(...)`` gets the settings it asks for; True if the call has left the process group.
+
+    Then these ranks are of no use: a new group at the same port may meet what is left of the old one.
+    """
     state = sys.modules.get("accelerate.state")
-    if state is not None and state.PartialState._shared_state:
-        left = not sys.modules["torch"].distributed.is_initialized()  # by end_training
-        state.AcceleratorState._reset_state(left)
-        state.GradientState._reset_state()
+    if state is None or not state.PartialState._shared_state:
+        return False
+    state.AcceleratorState._reset_state(False)
+    state.GradientState._reset_state()
+    return state.PartialState().use_distributed and not sys.modules["torch"].distributed.is_initialized()
 
 
 if __name__ == "__main__":

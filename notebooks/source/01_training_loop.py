@@ -38,8 +38,8 @@ seed = 0
 # %%
 from course_utils import teach
 
-more = {"batch_size": batch_size, "accumulation": accumulation}
-teach.start(source=source, max_steps=max_steps, seed=seed, **more)
+teach.start(source=source, max_steps=max_steps, seed=seed, batch_size=batch_size,
+            accumulation=accumulation)  # fmt: skip
 
 # %% [markdown]
 # ## 1 · Where this leads
@@ -226,7 +226,7 @@ print("losses:", [round(loss, 2) for loss in losses])
 teach.claim("the loss falls in every round", losses == sorted(losses, reverse=True))
 
 # %% [markdown]
-# A real run takes other rows in each round. One pass over all of them is an **epoch**.
+# One pass over all rows is an **epoch**.
 
 # %% [markdown]
 # ## 4 · From SGD to AdamW, one change at a time
@@ -939,7 +939,8 @@ teach.claim("2: under a third of the steps move", sum(map(bool, early.rates)) < 
 harm = sum(summed.losses[-20:]) / sum(right.losses[-20:])
 teach.claim("3: the loss is over 1.2 times as high", harm > 1.2, when=is_local)
 teach.claim("5: rows that no step has seen", dropped.targets_of_epoch < 1004)
-teach.claim("3, 5: gradients left over", not all(summed.began_empty + left.began_empty))
+began_empty = all(summed.began_empty) or all(left.began_empty)
+teach.claim("3 and 5: old gradients are left over", not began_empty)
 
 # %%
 teach.show(figures.learning_rate_bug(right.rates, early.rates, 4))
@@ -1276,9 +1277,9 @@ f1 = [by_class["our encoder"][name] for name, _ in counted.most_common()]
 teach.claim("the 3 largest beat the 3 rarest", sum(f1[:3]) > sum(f1[-3:]), when=full)
 
 # %% [markdown]
-# Macro-F1 shows what accuracy hides: the rare classes are hardly found, by either.
+# Macro-F1 shows what accuracy hides: the rare classes are hardly found.
 #
-# **See it work,** before and after training, on made-up sentences and the row of section 1. Try your own.
+# **See it work,** before and after training, on made-up sentences and the row of section 1.
 
 # %% tags=["nbval-ignore-output"]
 asked = [
@@ -1329,7 +1330,7 @@ teach.claim("training made the model surer", surer, when=max_steps >= 200)
 #
 # <details><summary>Answer</summary>
 #
-# Half as many optimizer steps: the schedule's `max_steps` and `warmup_steps` halve.
+# The schedule's `max_steps` and `warmup_steps` halve.
 #
 # </details>
 #

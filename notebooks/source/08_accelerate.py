@@ -750,7 +750,8 @@ def small_tools(folder):
     accelerator.init_trackers("run", config={"lr": 1e-3})
     accelerator.log({"loss": 1.0}, step=0)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()  # a program ends with accelerator.end_training() instead
     files = [path.name for path in Path(folder).rglob("*tfevents*")]
     found["wrote to the tracker"] = any(f".{os.getpid()}." in name for name in files)
     return found
