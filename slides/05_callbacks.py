@@ -88,7 +88,7 @@ def run(name, callbacks=(), train_rows=rows["train"], seed=seed, **settings):
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The Trainer runs the loop; callbacks look and ask. Today: events, flags, stopping, the best checkpoint, memory over a
-# resume, watching gradients, samples, two processes, and four bugs that raise nothing. About 75 minutes with exercises.
+# resume, watching gradients, samples, two processes, and bugs that raise nothing. About 75 minutes with exercises.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A run that was steered
@@ -111,7 +111,7 @@ teach.show(figures.flow())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Down: settings, state, control, the objects. Up: control. The batch, the logits and the loss stay inside; who needs
-# them overrides compute_loss, which is lesson 06. The Trainer's own DefaultFlowCallback comes first and sets the flags.
+# them overrides compute_loss, which is lesson 06. DefaultFlowCallback comes first and sets the flags.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two steps, every event
@@ -172,7 +172,7 @@ teach.show(figures.rules(scores))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Choices on the validation split, reported on the test split. Stopping by the loss takes fewest steps and gives the
-# lowest loss, and on the mean a lower macro-F1: rare classes are still being learned when the loss turns.
+# lowest loss, and on the mean a lower macro-F1. The next slide asks how sure that is.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The differences, with their intervals
@@ -187,11 +187,11 @@ gains = {
 teach.show(figures.paired(gains, "test score minus the score without stopping"))
 
 # %% [markdown] slideshow={"slide_type": "-"}
-# > Stop by the metric you care about.
+# > A rule looks after the metric that it watches.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Student's 95 % interval of three paired differences: wide, and honest. Only the loss's gain excludes zero. Stopping is
-# a safeguard, not a trick.
+# Student's 95 % interval of three paired differences: wide, and honest. Only the loss's gain, stopped by loss, excludes
+# zero; three seeds do not decide about macro-F1. Stopping is a safeguard, not a trick.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## When does `state.best_metric` change?
@@ -228,8 +228,8 @@ teach.show(figures.when_best_changes(recorder.of_step(2) + recorder.of_step(3)[:
 # - `state.log_history` is always restored
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Measured in the lesson: interrupted after step 4, the run should stop at 5. Without the setting it goes on to the end
-# of the script, at 8. Two callbacks of one class get each other's old states: one class per object.
+# Measured in the lesson: interrupted after step 4, the run should stop at 5. Without the setting it counts
+# anew and stops at 8. Two callbacks of one class get each other's old states: one class per object.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A NaN that the log hides
@@ -270,13 +270,15 @@ waits = {
     "Trainer, default": waits_per_step([]),
     "without NaN filter": waits_per_step([], **unfiltered),
     "and a norm of each parameter": waits_per_step([NormOfEach()], **unfiltered),
-    "and GradientWatch": waits_per_step([GradientWatch("record")], **unfiltered),
+    'and GradientWatch("record")': waits_per_step([GradientWatch("record")], **unfiltered),
+    'and GradientWatch("skip")': waits_per_step([GradientWatch("skip")], **unfiltered),
 }
 teach.show(figures.waits(waits))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # On a GPU each .item(), float(tensor) or `if tensor` empties the queue. Counted on a CPU, where the calls are the same.
 # A naive watcher waits once per parameter; keep tensors and read them in on_log, where the Trainer waits anyway.
+# "skip" must decide before the optimizer moves: one wait a step.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Read what the model writes
@@ -296,7 +298,7 @@ teach.show(figures.written(samples.samples, numbers, [roman.roman(number) for nu
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # GenerationSamples continues the same prompts at every evaluation. The loss curve looks fine; the samples show that
-# short numbers are wrong longer than long ones. They are 2.5 % of the rows: the mean does not notice. LivePlot draws
+# short numbers are wrong more often than long ones. They are few of the rows: the mean does not notice. LivePlot draws
 # the curve while it grows, in JupyterLab only.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -324,7 +326,7 @@ teach.show(figures.written(samples.samples, numbers, [roman.roman(number) for nu
 # | state not restored | the uninterrupted run |
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Each is planted and measured in the lesson. Exercise 05.5 has three of them in one small callback.
+# Two are planted in the lesson, the others measured on the way. Exercise 05.5 has three of them in one small callback.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Your turn

@@ -1,7 +1,7 @@
 """Which project files a lesson or a deck uses: found by reading its code, never by running it.
 
-A file uses what it imports (also inside a function), modules and files that it names in a string, and the data files of
-its package. An import of a name from a package leads to the module that defines the name, so that a new helper in a
+A file uses what it imports (also inside a function), modules and files that it names in a string, and the data folders
+of its package. An import of a name from a package leads to the module that defines the name, so that a new helper in a
 package touches no lesson that does not use it. ``build`` seals a notebook with these files; a test run for one lesson
 finds the lesson's helpers by them.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -153,17 +152,12 @@ def _exercises(path: Path, tree: ast.AST, root: Path) -> set[Path]:
 
 
 def _package_data(path: Path, root: Path) -> set[Path]:
-    """Files of the module's own package that are no modules: templates, schemas, folders without ``__init__``."""
+    """Files in the folders of the module's package that are no packages: templates, a folder for PYTHONPATH.
+
+    A data file right beside modules belongs to the module that names it.
+    """
     if not (path.parent / "__init__.py").is_file() or not path.is_relative_to(root / PACKAGE):
         return set()
-    return set(_data_files(path.parent))
-
-
-def _data_files(folder: Path, is_package: bool = True) -> Iterator[Path]:
-    for inner in sorted(folder.iterdir()):
-        if inner.name == "__pycache__" or (inner / "__init__.py").is_file():
-            continue
-        if inner.is_dir():
-            yield from _data_files(inner, is_package=False)
-        elif inner.suffix != ".py" or not is_package:
-            yield inner
+    folders = [inner for inner in path.parent.iterdir() if inner.is_dir() and not (inner / "__init__.py").is_file()]
+    files = {file for folder in folders for file in folder.rglob("*") if file.is_file()}
+    return {file for file in files if "__pycache__" not in file.parts}

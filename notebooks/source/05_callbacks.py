@@ -20,7 +20,7 @@
 # - say which event comes when, what a callback sees there, and what it does not see;
 # - stop a run, keep its best checkpoint, freeze layers, watch gradients, draw a live curve, print samples;
 # - write a callback whose memory survives a resume and which does the right thing on several processes;
-# - recognise four callback bugs that raise nothing.
+# - recognise six callback bugs that raise nothing.
 #
 # **Minutes:** {minutes} · **Prerequisites:** lesson 03 (Trainer, checkpoints, resume).
 
@@ -71,8 +71,8 @@ print({name: len(split) for name, split in rows.items()}, "labels:", num_labels)
 
 
 # %% [markdown]
-# This lesson trains about thirty models, so the model is small: the mean of the words' vectors, and two layers on top.
-# A plain `nn.Module` will do. The Trainer wants a dictionary with a `loss`.
+# This lesson trains about fifteen models on them, so the model is small: the mean of the words' vectors, and two layers
+# on top. A plain `nn.Module` will do. The Trainer wants a dictionary with a `loss`.
 
 
 # %%
@@ -128,7 +128,8 @@ def run(name, callbacks=(), train_rows=rows["train"], seed=seed, **settings):
 
 # %% [markdown]
 # Now the run, with two callbacks of `course_utils`. One stops it when the validation loss has not improved for three
-# evaluations. The other keeps the checkpoint with the lowest validation loss, and only that one.
+# evaluations. The other keeps the checkpoint with the lowest validation loss, and only that one. (`on_disk` lists the
+# steps of the checkpoints in a folder.)
 
 # %%
 from course_utils.lessons.lesson_05 import figures
@@ -146,7 +147,9 @@ history, steps = steered.state.log_history, (best.best_step, last_step, max_step
 teach.show(figures.steered_run(history, *steps, "eval_macro_f1"))
 
 # %% [markdown]
-# Neither the loop nor the Trainer was changed. This is who talks to whom:
+# In this run the validation loss rises a little after its best and falls again at the last evaluation; macro-F1 is
+# still rising. Was it the right moment to stop? Section 4 asks. Neither the loop nor the Trainer was changed. This is
+# who talks to whom:
 
 # %%
 teach.show(figures.flow())
@@ -156,20 +159,23 @@ teach.show(figures.flow())
 # `optimizer`, `lr_scheduler`, the data loaders). Now what is *not* on it: the batch, the logits and the loss tensor
 # stay inside. Whoever needs those overrides a method (lesson 06). The arrow up is one object: `control`.
 #
-# Callbacks are called in the order of a list. The Trainer's own come first:
+# Callbacks are called in the order of a list: `DefaultFlowCallback`, trackers, yours, and last the progress bar or the
+# printer. This list has no tracker, and `quiet_trainer` removed the printer:
 
 # %%
 print(steered.callback_handler.callback_list)
 
 # %% [markdown]
-# `DefaultFlowCallback` is why `logging_steps`, `eval_steps` and `save_steps` work at all: it sets the flags. With
-# `disable_tqdm=False` a progress bar joins it, with `report_to="tensorboard"` a tracker (lesson 03). All are callbacks.
+# `DefaultFlowCallback` is why `logging_steps`, `eval_steps` and `save_steps` work at all: it sets the flags. The
+# progress bar (`disable_tqdm=False`) and the tracker (`report_to="tensorboard"`, lesson 03) are callbacks too.
 
 # %% [markdown]
 # ## 2 · The events, in order
 #
 # `EventRecorder` implements all 16 events, and each notes its name, the step and the flags that are set. To keep it
-# readable we record a short run: two micro-batches a step, evaluation and checkpoint at every second step.
+# readable we record a short run: two micro-batches a step, evaluation and checkpoint at every second step. `listing`
+# prints a line an event, equal ones folded. The number in it is `state.global_step`, which counts *finished* steps: the
+# second step begins at 1.
 
 # %%
 from course_utils.training.callbacks import EventRecorder
@@ -186,31 +192,57 @@ print(listing(recorder.of_step(2)))
 # %% [markdown]
 # The step begins. After the first micro-batch comes `on_substep_end`; after the second, the last
 # of the window, it does not. The gradients are clipped, then `on_pre_optimizer_step`, the optimizer, and
-# `on_optimizer_step`. When `on_step_end` comes, the flags of this step are set. The Trainer does what they say, in this
-# order: log, evaluate (a prediction event per batch, then its own log entry), save.
+# `on_optimizer_step`. In `on_step_end` the first callback in the list, `DefaultFlowCallback`, sets the flags of this
+# step; the recorder, after it, sees them. The Trainer does what they say, in this order: log, evaluate (a prediction
+# event per batch, then its own log entry), save. Each flag is cleared when it is acted on.
 
 # %%
 two_steps = recorder.of_step(1) + recorder.of_step(2)
 teach.show(figures.timeline(two_steps, "Two optimizer steps"))
 
 # %%
-counts = recorder.counts()
-some = ("on_step_end", "on_substep_end", "on_log", "on_evaluate", "on_save")
-print({name: counts[name] for name in some})
+counts = recorder.counts()  # of the whole run of 4 steps
+for name, times in counts.items():
+    print(f"{times:3}  {name}")
 right = counts["on_step_end"] == 4 and counts["on_substep_end"] == 4 * (2 - 1)
 teach.claim("on_step_end fires once a step, on_substep_end inside it", right)
 
 # %% [markdown]
-# Two events are missing because nothing asked for them: `on_predict` (`trainer.predict`) and `on_push_begin` (hub). One
-# trap: the scheduler moves between `on_optimizer_step` and `on_step_end`. Who wants the
-# learning rate that *this* step used reads it in `on_optimizer_step`. `LearningRateLogger` does, for every parameter
-# group, and puts it beside the loss in `state.log_history`.
+# These are 14. Nothing asked for the other two: `on_predict` (`trainer.predict`) and `on_push_begin` (hub). The fifth
+# `on_log` is a summary of the run, after the last step.
+#
+# One trap: the scheduler moves between `on_optimizer_step` and `on_step_end`. Two steps of a linear schedule:
+
+
+# %%
+from transformers import TrainerCallback
+
+
+class PrintRate(TrainerCallback):
+    """The optimizer's learning rate at two events of each step."""
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        print("on_optimizer_step", optimizer.param_groups[0]["lr"])
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        print("on_step_end      ", optimizer.param_groups[0]["lr"])
+
+
+linear = {"max_steps": 2, "eval_strategy": "no", "lr_scheduler_type": "linear"}
+rated = run("rates", [PrintRate()], few_rows, **linear)
+
+# %% [markdown]
+# Who wants the learning rate that *this* step used reads it in `on_optimizer_step`. `LearningRateLogger` does, for
+# every parameter group, and puts it beside the loss in `state.log_history`.
+#
+# One rule the recorded run does not show, since everything was due at its end: at the last step the Trainer evaluates
+# and saves once more, unless that was due anyway.
 #
 # ### Exercise 05.1 · Predict the events (predict)
 #
 # A run has `max_steps=20`, `gradient_accumulation_steps=3`, `logging_steps=5`, `eval_strategy="steps"`, `eval_steps=8`,
-# `save_strategy="steps"`, `save_steps=10`, all within one epoch. How often does each of the five events printed above
-# fire? Mind the end of the run, and look at which entries `on_log` announces.
+# `save_strategy="steps"`, `save_steps=10`, all within one epoch. How often do `on_step_end`, `on_substep_end`,
+# `on_log`, `on_evaluate` and `on_save` fire? Mind the end of the run, and look at which entries `on_log` announces.
 
 # %%
 prediction = ...  # a dictionary with these five names: {"on_step_end": 20, ...}
@@ -227,17 +259,18 @@ teach.check("05.1", prediction)
 # | `state` | `global_step`, `epoch`, `max_steps`, `log_history`, `best_metric`, `is_world_process_zero` | read |
 # | `control` | `should_log`, `should_evaluate`, `should_save`, `should_epoch_stop`, `should_training_stop` | change |
 # | `model`, `optimizer` | the objects themselves | change, at your own risk |
+# | `logs` | the entry that is logged; only in `on_log` | read |
+# | `metrics` | the evaluation's values; only in `on_evaluate` | read |
 #
 # The first three flags are reset before each step, `should_epoch_stop` before each epoch; `should_training_stop` stays.
 # Changing the `control` you were given is enough, since the Trainer holds the same object. Returning it works too.
 #
-# The smallest useful callback asks for an evaluation when something happens, whatever `eval_steps` says:
+# The smallest useful callback asks for an evaluation when something happens, whatever `eval_steps` says. (A power of
+# two has one bit set, and one less has all the bits below it: their `&` is 0. `logged` gives the step and value of each
+# log entry that has a key.)
 
 
 # %%
-from transformers import TrainerCallback
-
-
 class EvaluateEarly(TrainerCallback):
     """Evaluate at steps 1, 2, 4, 8 ...: most goes wrong at the beginning of a run."""
 
@@ -339,9 +372,10 @@ teach.claim("the library's rule stops a steady gain, PlateauStop does not", diff
 # %% [markdown]
 # ### Exercise 05.3 · Plateau stop (write)
 #
-# Write the callback. It watches `metrics["eval_score"]`, larger is better. The first value is the reference. A value
-# above `reference + min_delta` becomes the reference; after `patience` evaluations in a row without one the run stops.
-# NaN never counts as a gain. It keeps its own reference and does not use `state.best_metric`.
+# Write the callback. It watches `metrics["eval_score"]`, larger is better. The first value that is a number is the
+# reference. A value above `reference + min_delta` becomes the reference; after `patience` evaluations in a row without
+# a new reference the run stops. A NaN, also a first one, counts as an evaluation without a gain. The callback keeps its
+# own reference and does not use `state.best_metric`.
 
 
 # %%
@@ -376,8 +410,8 @@ for number in range(3):
 teach.show(figures.rules(scores))
 
 # %% [markdown]
-# The differences to "no stop", seed by seed, with their 95 % interval. With three seeds it is wide, and that is the
-# honest picture of three seeds.
+# The differences to "no stop", seed by seed. `paired_interval` gives their mean and the ends of its 95 % interval
+# (Student's). With three seeds it is wide, and that is the honest picture of three seeds.
 
 # %%
 base = scores.pop("no stop")
@@ -394,9 +428,9 @@ costs = gains["macro-F1, stopped by loss"][1] < 0
 teach.claim("and, on the mean of three seeds, macro-F1 too", costs, when=full_run)
 
 # %% [markdown]
-# So the rule must watch what you care about. After the loss has turned, the model grows overconfident: wrong rows cost
-# more, while rare classes are still being learned. Stopping by macro-F1 saves few steps here and gains nothing over
-# running to the end.
+# One interval excludes zero: stopping by loss lowers the test loss. The mean of its macro-F1 is lower too, but that
+# interval contains zero: three seeds do not decide it. Stopping by macro-F1 saves few steps here, and neither of its
+# differences is clear. So a rule looks after the metric that it watches; expect nothing from it for another.
 
 # %% [markdown]
 # ## 5 · Keeping the best checkpoint
@@ -453,12 +487,13 @@ for greater, best_step in ((True, 7), (False, 6)):
 #
 # ### Deeper: exercise 05.4 · Keep the best by perplexity (vary)
 #
-# Perplexity (the exponential of the mean loss per token) should be small. Change these arguments until exactly one
-# checkpoint is left after the run, the one with the lowest `eval_perplexity`, with an evaluation every 50 steps. What
-# does the Trainer assume about the direction, if you say nothing?
+# Perplexity (the exponential of the mean loss per token) should be small. Change `given`, and add to it, until exactly
+# one checkpoint is left after the run, the one with the lowest `eval_perplexity`, with an evaluation every 50 steps.
 
 # %%
-arguments = ...  # {"eval_strategy": "no", "metric_for_best_model": "perplexity", ...}
+given = {"eval_strategy": "no", "save_strategy": "steps"}
+given |= {"metric_for_best_model": "perplexity"}
+arguments = ...  # the whole dictionary: given, changed and completed
 
 # %%
 teach.check("05.4", arguments)
@@ -468,12 +503,16 @@ teach.check("05.4", arguments)
 #
 # A callback's attributes are gone when the process ends. What must outlive it goes through `ExportableState`: a method
 # `state()` that returns the constructor's arguments and the attributes to set afterwards. The Trainer writes it into
-# each checkpoint's `trainer_state.json`.
+# each checkpoint's `trainer_state.json`. `PlateauStop` derives from `TrainerCallback` and `ExportableState`, and has
+# this method:
+
+# %%
+teach.show_source(PlateauStop.state)
 
 # %%
 import json
 
-values = [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]  # patience 3 ends it at step 5
+values = [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]  # patience 3: ends at step 5
 folder = f"{scratch.name}/memory"
 whole = scripted(values, [PlateauStop(3)], folder, **at_each)
 with open(f"{folder}/checkpoint-4/trainer_state.json") as file:
@@ -498,7 +537,8 @@ right = ends == {False: 8, True: 5}
 teach.claim("only restored states stop where the uninterrupted run did", right)
 
 # %% [markdown]
-# Three things to remember. Without `restore_callback_states_from_checkpoint=True` every memory starts empty, silently.
+# Three things to remember. Without `restore_callback_states_from_checkpoint=True` every memory starts empty, silently:
+# 0.6, the value at step 5, became the reference, and three more had to pass.
 # With it, the Trainer builds a *new* object from `state()`, so read results from `trainer.callback_handler.callbacks`,
 # not from the variable you kept. And what can be computed from `state.log_history` needs no state at all, because the
 # Trainer restores that in any case: `SaveBest` reads its best value from there.
@@ -556,9 +596,9 @@ teach.claim("with the step skipped all weights are finite", healthy)
 # last log. After the next log there are none, so it adds zeros, and the curve looks like a triumph. It filters the
 # *log*, not the training. Set it to False, and watch the gradients.
 #
-# `GradientWatch` reads the gradients' norms in `on_pre_optimizer_step`, per part of the model. It can `"record"`,
-# `"stop"` the run, or `"skip"` the step: it sets the gradients to `None`, and the optimizer passes over parameters
-# without one.
+# `GradientWatch` takes the gradients' norms in `on_pre_optimizer_step`, per part of the model. It can `"record"`,
+# `"stop"` the run at the next log, or `"skip"` the step: it sets the gradients to `None`, and the optimizer passes over
+# parameters without one.
 #
 # ### Deeper: which norms?
 #
@@ -623,12 +663,12 @@ writing = quiet_trainer(
 result = writing.train()
 
 # %% [markdown]
-# A good curve. And the samples?
+# The curve falls smoothly. And the samples?
 
 # %% tags=["nbval-ignore-output"]
-from IPython.display import Markdown, display
-
-display(Markdown(samples.table(numbers, [roman.roman(n) for n in numbers])))
+right = "right", [roman.roman(number) for number in numbers]
+for step, texts in [("step", numbers), *samples.samples, right]:
+    print(f"{step:>5}  " + " ".join(f"{text:<15}" for text in texts))
 teach.claim("there is a row per evaluation", len(samples.samples) >= 5)
 
 
@@ -644,10 +684,14 @@ long, short = share_right(range(1001, 3999, 50)), share_right(range(1, 100, 2))
 print(f"right: {long:.0%} of numbers with four digits, {short:.0%} below 100")
 teach.claim("numbers below 100 are worse", short < long, when=max_steps >= 200)
 
+# %%
+written = [roman.decode(row["input_ids"]) for row in train_numbers]
+rare = sum(int(text.split("=")[0]) < 100 for text in written) / len(written)
+print(f"numbers below 100: {rare:.1%} of the training rows")
+
 # %% [markdown]
-# The curve hides it, the samples show it: short numbers are wrong more often than long ones. Numbers below 100 are
-# 2.5 % of the rows, so their loss hardly moves the mean. Now you know what to change: more short numbers, or a metric
-# of their own.
+# The curve hides it, the samples show it: much is still wrong, and short numbers more often than long ones. They are
+# few, so their loss hardly moves the mean. Now you know what to change: more short numbers, or a metric of their own.
 
 # %% [markdown]
 # ## Deeper: throughput and MFU
@@ -667,8 +711,8 @@ teach.claim("steps x rows x mean length, within 5 %", abs(ratio - 1) < 0.05)
 # *MFU* (model FLOPs utilisation) relates that to the hardware: the floating-point operations that the model needs for
 # these tokens, over what the device could do at its peak. Training takes $6N + 12 L H Q T$ per token (Chowdhery et al.
 # 2022, PaLM, appendix B): $N$ weights in matrix multiplications, each used once forward and twice backward, two
-# operations each; and attention over $T$ tokens. (A causal model needs half of the attention; a kernel that computes
-# the whole square, as here, counts it all.) Is the formula right? torch can count operator by operator:
+# operations each; and attention over $T$ tokens, in $L$ layers of $H$ heads of width $Q$. (A causal model needs half of
+# the attention; a kernel that computes the whole square, as here, counts it all.) Is the formula right? torch can count operator by operator:
 
 # %%
 from course_utils.models.configs import shape_of_config
@@ -723,17 +767,20 @@ waits = {
     "Trainer, default": waits_per_step([]),
     "without NaN filter": waits_per_step([], **unfiltered),
     "and a norm of each parameter": waits_per_step([NormOfEach()], **unfiltered),
-    "and GradientWatch": waits_per_step([GradientWatch("record")], **unfiltered),
+    'and GradientWatch("record")': waits_per_step([GradientWatch("record")], **unfiltered),
+    'and GradientWatch("skip")': waits_per_step([GradientWatch("skip")], **unfiltered),
 }
 teach.show(figures.waits(waits))
-plain, naive, ours = list(waits.values())[1:]
+plain, naive, ours, skipping = list(waits.values())[1:]
 five = round(naive - plain) == 5
 teach.claim("the naive watcher waits once a step for each of 5 parameters", five)
-teach.claim("GradientWatch adds less than one wait a step", ours - plain < 1)
+teach.claim("GradientWatch that records adds less than one wait a step", ours - plain < 1)
+teach.claim("one that skips adds one a step", round(skipping - plain) == 1)
 teach.claim("the Trainer's own NaN filter waits too", waits["Trainer, default"] > plain)
 
 # %% [markdown]
-# That NaN filter again: on a GPU, switching it off saves waits as well.
+# "skip" must know before the optimizer moves whether the gradients are finite, so it cannot put the question off until
+# the next log. And that NaN filter again: on a GPU, switching it off saves waits as well.
 
 # %% [markdown]
 # ## Deeper: two processes
@@ -747,6 +794,7 @@ teach.claim("the Trainer's own NaN filter waits too", waits["Trainer, default"] 
 from course_utils.lessons.lesson_05.two_ranks import two_ranks
 from course_utils.parallel import run_ranks
 
+some = ("on_step_end", "on_substep_end", "on_log", "on_evaluate", "on_save")
 where = {"folder": f"{scratch.name}/ranks"}
 ranks = first, second = run_ranks(two_ranks, 2, where, timeout=240)
 done = ("stopped_at", "best_step", "deletions", "samples", "pictures")
@@ -770,7 +818,7 @@ teach.claim("exactly the best checkpoint is left", exact)
 # In a second run of the same two processes, one callback asks for a stop at step 2 on rank 0 only, as
 # `if state.is_world_process_zero: control.should_training_stop = True` does. Rank 1 would go on to the next average of
 # gradients and wait for a partner that left: a hang, or an error from the communication library.
-# `StopTogether`, last in the list, compares the wishes at each step and makes them one:
+# `StopTogether`, last in the list, compares the wishes at each step: if any rank wants to stop, all do.
 
 # %%
 for rank, found in enumerate(ranks):
@@ -822,7 +870,8 @@ teach.claim("with a class each the saved states are the true ones", true)
 # %% [markdown]
 # ## What goes wrong
 #
-# Four bugs that raise nothing. Each is planted in a callback that should save, or stop, at the right moment.
+# Six silent bugs. Two are planted here, in callbacks that should save, or stop, at the right moment; the others were
+# measured above, and the table lists all.
 #
 # ### 1 · Comparing with a best value that is already the new one
 
@@ -879,8 +928,8 @@ teach.claim("the copy that nobody returns stops nothing", made == [4, 2])
 #
 # A GPU works through a queue while Python runs ahead. `.item()`, `float(tensor)` and `if tensor:` make Python wait
 # until the queue is empty. A callback that reads every parameter's norm at every step does it once per parameter.
-# `GradientWatch` keeps the norms as tensors and reads them in `on_log`, where the Trainer waits anyway. The section
-# "Deeper: count the waits" counts them.
+# `GradientWatch` with "record" or "stop" keeps the norms as tensors and reads them in `on_log`, where the Trainer waits
+# anyway; "skip" decides at every step and pays one wait for it. "Deeper: count the waits" counts them.
 #
 # ### 4 · A stop on rank 0 only
 #
@@ -899,17 +948,24 @@ teach.claim("the copy that nobody returns stops nothing", made == [4, 2])
 # ### Exercise 05.5 · Three bugs in one callback (debug)
 #
 # It should end the run, on every process, as soon as an evaluation reports `eval_macro_f1` of at least `target`. It
-# contains three of this lesson's bugs. Repair it.
+# contains three of this lesson's bugs. Copy it into the second cell and repair it.
 
 
 # %%
-class StopAtTarget(TrainerCallback):
+class Planted(TrainerCallback):
     def __init__(self, target):
         self.target = target
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if state.is_world_process_zero and (state.best_metric or 0) >= self.target:
             control = replace(control, should_training_stop=True)
+
+
+# %%
+class StopAtTarget(TrainerCallback):
+    def __init__(self, target): ...
+
+    # the repaired copy
 
 
 # %%
@@ -952,10 +1008,10 @@ teach.check("05.6", SpikeGuard)
 # %% [markdown]
 # ## Recap
 #
-# - A callback is called at 16 events. It sees `args`, `state`, `control` and the objects, not the batch or the loss.
+# - A callback is called at 16 events. It sees `args`, `state`, `control` and the objects, not batch or loss tensor.
 # - `control` is the way back: change the object you were given, or return the new one.
 # - `state.best_metric` changes after `on_evaluate` and before `on_save`. Keep your own best; ask in `on_evaluate`.
-# - Stop by the metric you care about, with a reference that only counted gains move.
+# - A stopping rule looks after the metric it watches. Let only gains that count move its reference.
 # - Memory goes through `ExportableState`, and comes back only with `restore_callback_states_from_checkpoint=True`.
 # - `logging_nan_inf_filter=True` hides a NaN. Look at the gradients, and read them at logs, not at steps.
 # - On several processes steer on all ranks, write on rank 0.
@@ -969,8 +1025,7 @@ teach.check("05.6", SpikeGuard)
 #
 # <details><summary>Answer</summary>
 #
-# Yes, if the log belongs to a step: logging comes first, then evaluation, then the flag for saving is looked at. With
-# `save_strategy="best"` an evaluation overwrites the flag.
+# Yes, if the log belongs to a step: logging comes first, then evaluation, then the flag for saving is looked at.
 #
 # </details>
 #

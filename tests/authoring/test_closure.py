@@ -21,6 +21,7 @@ PROJECT = {
     "course_utils/launch/files/__init__.py": "def write():\n    pass\n",
     "course_utils/launch/files/values.py": "TEXT = 'course_utils.recipes.tune'\n",
     "course_utils/launch/files/templates/run.sh.j2": "",
+    "course_utils/launch/files/beside.json": "",
     "course_utils/lessons/__init__.py": "",
     "course_utils/lessons/lesson_07/__init__.py": "",
     "course_utils/lessons/lesson_07/exercises.py": "from course_utils.lessons.lesson_07 import solutions\n",

@@ -41,11 +41,14 @@ def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], col
 
 def flow() -> Figure:
     """What the Trainer computes in a step, and what goes to a callback and back."""
+    from matplotlib.patches import Rectangle
+
     figure, axis = new_figure(
         height=3.7,
         alt="Diagram. Top row, inside the Trainer: a batch of token ids of shape (B, T) goes through the model to "
         "logits (B, C) and a loss, then backward, clipping, the optimizer and the scheduler. Below, a list of "
-        "callbacks. An arrow down carries args, state, control, model, optimizer; an arrow up carries control back. "
+        "callbacks. An arrow from the frame around the Trainer down to the list carries args, state, control, model, "
+        "optimizer; an arrow up to the frame carries control back. "
         "The batch, the logits and the loss tensor stay inside the Trainer.",
     )
     blue, orange, grey = COLORS["blue"], COLORS["orange"], COLORS["grey"]
@@ -57,24 +60,25 @@ def flow() -> Figure:
         ("clip", 0.75, blue),
         ("optimizer,\nscheduler", 1.3, blue),
     ]
-    axis.text(0.1, 4.05, "Trainer: one step", fontsize=12, weight="bold")
-    x = 0.1
+    axis.text(0.1, 4.2, "Trainer: one step", fontsize=12, weight="bold")
+    axis.add_patch(Rectangle((0.0, 2.95), 9.15, 1.1, facecolor="none", edgecolor=grey, linewidth=1.2))
+    x = 0.15
     for text, width, color in parts:
-        _box(axis, x, 3.1, width, text, color)
+        _box(axis, x, 3.2, width, text, color)
         x += width + 0.38
         if text != parts[-1][0]:
-            _arrow(axis, (x - 0.36, 3.41), (x - 0.04, 3.41), grey)
+            _arrow(axis, (x - 0.36, 3.51), (x - 0.04, 3.51), grey)
     axis.text(0.1, 0.1, "Callbacks, called one after the other at each event", fontsize=12, weight="bold")
-    names = ["DefaultFlow\nsets the flags", "trackers,\nprogress", "yours, in the\norder you give"]
+    names = ["DefaultFlow\nsets the flags", "trackers", "yours, in the\norder you give", "progress bar\nor printer"]
     for place, name in enumerate(names):
-        _box(axis, 0.6 + 3.0 * place, 0.65, 2.2, name, orange, 0.75)
-    for place in (2.8, 5.8):
-        _arrow(axis, (place + 0.04, 1.02), (place + 0.76, 1.02), orange)
-    _arrow(axis, (1.7, 3.0), (1.7, 1.5), orange)
-    axis.text(1.85, 2.2, "args, state, control,\nmodel, optimizer, logs, metrics", va="center", fontsize=10.5)
-    _arrow(axis, (7.7, 1.5), (7.7, 3.0), orange)
-    axis.text(7.55, 2.2, "control: log? evaluate?\nsave? stop?", va="center", ha="right", fontsize=10.5)
-    axis.set(xlim=(0, 9.2), ylim=(0, 4.3))
+        _box(axis, 0.1 + 2.33 * place, 0.65, 1.95, name, orange, 0.75)
+    for place in range(3):
+        _arrow(axis, (2.09 + 2.33 * place, 1.02), (2.39 + 2.33 * place, 1.02), orange)
+    _arrow(axis, (1.1, 2.92), (1.1, 1.45), orange)
+    axis.text(1.25, 2.2, "args, state, control,\nmodel, optimizer, logs, metrics", va="center", fontsize=10.5)
+    _arrow(axis, (8.05, 1.45), (8.05, 2.92), orange)
+    axis.text(7.9, 2.2, "control: log? evaluate?\nsave? stop?", va="center", ha="right", fontsize=10.5)
+    axis.set(xlim=(-0.05, 9.2), ylim=(0, 4.45))
     axis.set_axis_off()
     return figure
 

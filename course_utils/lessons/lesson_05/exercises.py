@@ -128,6 +128,7 @@ PLATEAUS = (
     (2, 0.1, [0.5, 0.55, 0.62, 0.65, 0.7, 0.9], 5),
     (2, 0.0, [math.nan, 0.5, math.nan, 0.6, math.nan, math.nan], 6),
     (1, 0.0, [-3.0, -2.0, -2.5], 3),
+    (2, 0.0, [math.nan, math.nan, 0.5], 2),
 )
 _PLATEAU_HINTS = {
     1: "Small gains add up: compare with the last value that counted as a gain, not with the best or the latest value.",
@@ -136,6 +137,7 @@ _PLATEAU_HINTS = {
     3: "0.62 beats 0.5 by more than 0.1 and becomes the reference; 0.65 and 0.7 do not beat 0.62 by that much.",
     4: "NaN never is a gain and must never become the reference: no number beats NaN. It counts as no gain.",
     5: "The first value is the reference whatever its size: metrics may be negative, so 0 is no start value.",
+    6: "A NaN before the first number counts as well: it is an evaluation without a gain.",
 }
 
 

@@ -35,7 +35,8 @@ def steered_run(
         2,
         height=3.5,
         alt="Two panels over optimizer steps. Left: the training loss falls throughout; the validation loss falls, "
-        "turns and rises. Right: macro-F1 on the validation rows rises and flattens. A dashed line marks the one "
+        "then rises a little and moves about. Right: macro-F1 on the validation rows is still rising where the run "
+        "stops. A dashed line marks the one "
         "checkpoint that was kept, a grey area the steps that were asked for and never made.",
     )
     for axis in axes:
@@ -56,12 +57,13 @@ def steered_run(
     return figure
 
 
-def creep(values: Sequence[float], min_delta: float) -> Figure:
+def creep(values: Sequence[float], min_delta: float, patience: int = 3) -> Figure:
     """A slow, steady gain as two stopping rules see it: what each compares with at every evaluation.
 
     Args:
         values: the metric at each evaluation.
         min_delta: the gain that counts.
+        patience: evaluations in a row that do not clear the bar and end the run; the first is the reference.
     """
     best, references = [values[0]], [values[0]]  # what EarlyStopping and PlateauStop compare with
     for value in values[:-1]:
@@ -73,8 +75,8 @@ def creep(values: Sequence[float], min_delta: float) -> Figure:
         height=3.2,
         sharey=True,
         alt="Two panels with the same slowly rising metric. Left: the bar to clear moves up with every small gain, "
-        "and no point ever clears it. Right: the bar stays at the last gain that counted, and every few evaluations a "
-        "point clears it.",
+        "no point ever clears it, and a line marks the early stop. Right: the bar stays at the last gain that counted, "
+        "and every few evaluations a point clears it.",
     )
     evaluations = range(1, len(values) + 1)
     names = ("EarlyStopping: best so far", "PlateauStop: last gain that counted")
@@ -84,10 +86,16 @@ def creep(values: Sequence[float], min_delta: float) -> Figure:
         clears = [value > height for value, height in zip(values, bar, strict=True)]
         colors = [COLORS["green"] if clear else COLORS["grey"] for clear in clears]
         axis.scatter(evaluations, values, color=colors, zorder=3, label="metric (green: clears it)")
+        misses = 0
+        for place, clear in enumerate(clears[1:], 2):
+            misses = 0 if clear else misses + 1
+            if misses == patience:
+                axis.axvline(place, color=COLORS["black"], linestyle="--", linewidth=1.4, label="stops here")
+                break
         axis.set_title(title, fontsize=11.5)
         axis.set(xlabel="evaluation")
         axis.legend(fontsize=9.5, loc="upper left")
-    axes[0].set(ylabel="metric", ylim=(min(values) - min_delta, max(values) + 3.2 * min_delta))
+    axes[0].set(ylabel="metric", ylim=(min(values) - min_delta, max(values) + 4 * min_delta))
     return figure
 
 
@@ -103,40 +111,49 @@ def rules(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
         height=2.6,
         sharey=True,
         alt="Three panels, one bar per rule with a dot per seed: optimizer steps made, loss and macro-F1 on the test "
-        "split. Stopping by the validation loss takes the fewest steps and gives the lowest test loss, and a lower "
-        "macro-F1 than the others.",
+        "split. Stopping by the validation loss takes the fewest steps and gives the lowest test loss, and on "
+        "the mean a lower macro-F1 than the others.",
     )
     names = list(scores)[::-1]
     titles = {"steps": "Steps made", "loss": "Test loss", "macro_f1": "Test macro-F1"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         runs = [[run[key] for run in scores[name]] for name in names]
         means = [sum(values) / len(values) for values in runs]
-        axis.barh(names, means, height=0.6, color=[COLORS["grey"], COLORS["sky"], COLORS["blue"]][: len(names)])
-        for name, values in zip(names, runs, strict=True):
-            axis.plot(values, [name] * len(values), "o", color=COLORS["black"], markersize=4.5)
+        axis.barh(names, means, height=0.7, color=COLORS["sky"])
+        for place, values in enumerate(runs):
+            heights = [place + 0.2 * (1 - seed) for seed in range(len(values))]  # seed 0 on top
+            axis.plot(values, heights, "o", color=COLORS["black"], markersize=4.5)
         axis.set_title(title)
         axis.grid(axis="y", visible=False)
     return figure
 
 
 def paired(differences: Mapping[str, tuple[float, float, float]], label: str) -> Figure:
-    """Mean difference per comparison with its interval; zero is marked.
+    """Mean difference per comparison with its interval; a panel for each quantity, zero is marked.
 
     Args:
-        differences: name -> (low, mean, high).
+        differences: "QUANTITY, COMPARISON" -> (low, mean, high); smaller is better where "loss" is in the quantity.
     """
-    figure, axis = new_figure(
-        height=0.9 + 0.5 * len(differences),
-        alt="Mean differences between stopping rules with their intervals, and a line at zero.",
+    quantities = list(dict.fromkeys(name.split(", ")[0] for name in differences))
+    names = list(dict.fromkeys(name.split(", ", 1)[1] for name in differences))[::-1]
+    figure, axes = new_figure(
+        1,
+        len(quantities),
+        height=1.3 + 0.5 * len(names),
+        sharey=True,
+        alt="A panel for the test loss and one for macro-F1, with an arrow to the better side: mean differences "
+        "between stopping rules with their intervals, and a line at zero. Only the loss stopped by loss lies clear of zero.",
     )
-    names = list(differences)[::-1]
-    for place, name in enumerate(names):
-        low, mean, high = differences[name]
-        axis.plot([low, high], [place, place], color=COLORS["blue"], linewidth=3)
-        axis.plot(mean, place, "o", color=COLORS["blue"], markersize=8)
-    axis.axvline(0, color=COLORS["black"], linewidth=1.2)
-    axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel=label, ylim=(-0.6, len(names) - 0.4))
+    for axis, quantity in zip(axes, quantities, strict=True):
+        for place, name in enumerate(names):
+            low, mean, high = differences[f"{quantity}, {name}"]
+            axis.plot([low, high], [place, place], color=COLORS["blue"], linewidth=3)
+            axis.plot(mean, place, "o", color=COLORS["blue"], markersize=8)
+        axis.axvline(0, color=COLORS["black"], linewidth=1.2)
+        axis.set_title(f"{quantity}  " + ("(← better)" if "loss" in quantity else "(better →)"))
+        axis.set(ylim=(-0.6, len(names) - 0.4))
+        axis.set_yticks(range(len(names)), names)
+    figure.supxlabel(label, fontsize=11)
     return figure
 
 
@@ -149,8 +166,9 @@ def hidden_nan(
         2,
         height=3.2,
         alt="Two panels over optimizer steps. Left: after the step with a NaN the logged loss of the unwatched "
-        "run drops to zero and stays there, as if training had succeeded; the watched run's loss goes on falling "
-        "slowly. Right: macro-F1 of the unwatched run falls to the chance level, the watched run's rises.",
+        "run drops to zero and stays there, as if training had succeeded; the watched run's loss rises a "
+        "little, then falls on. Right: macro-F1 of the unwatched run falls to almost zero, because every row gets "
+        "class 0; the watched run's rises.",
     )
     for history, name, color, style in (
         (hidden, "not watched", COLORS["red"], "s--"),
@@ -183,8 +201,9 @@ def waits(per_step: Mapping[str, float]) -> Figure:
     """How often a step waits for the device, per set of callbacks."""
     figure, axis = new_figure(
         height=0.9 + 0.5 * len(per_step),
-        alt="Bars: waits per optimizer step. The Trainer alone waits a few times, without its NaN filter hardly ever; "
-        "a watcher that reads every norm at every step waits many times more; the course's watcher adds nothing.",
+        alt="Bars: waits per optimizer step. The Trainer alone waits a few times, without its NaN filter about "
+        "once; a watcher that reads every norm at every step several times more; the course's watcher adds nothing "
+        "when it records, and one wait when it skips.",
     )
     names = list(per_step)[::-1]
     bars = axis.barh(names, [per_step[name] for name in names], height=0.6, color=COLORS["blue"])

@@ -84,6 +84,12 @@ class NanAsReference(solution_3):
         control.should_training_stop = self.waited >= self.patience
 
 
+class WaitsForANumber(solution_3):
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if self.reference is not None or not math.isnan(metrics["eval_score"]):
+            super().on_evaluate(args, state, control, metrics)
+
+
 class StartsAtZero(solution_3):
     def __init__(self, patience, min_delta):
         super().__init__(patience, min_delta)
@@ -200,6 +206,7 @@ WRONG = {
         (TieIsAGain, "A tie is no gain"),
         (NanAsReference, "NaN never is a gain"),
         (StartsAtZero, "0 is no start value"),
+        (WaitsForANumber, "before the first number"),
         (NeverReset, "sets the count back"),
         (NotACallback, "Derive your class from TrainerCallback"),
     ],
