@@ -130,8 +130,8 @@ teach.show(figures.learning_curves(race.curves))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # A cheap model, word vectors and a linear layer, three seeds, each rule with its best learning rate on validation
-# data. Dividing by the root of v is nearly everything here, because most vectors belong to rare words. Momentum shows
-# nothing. Say that this is one model: the point is to ask.
+# data. Dividing by the root of v is nearly everything here, likely because most vectors belong to rare words (not
+# measured). Momentum shows nothing. Say that this is one model: the point is to ask.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Bias correction
@@ -227,8 +227,9 @@ teach.show(figures.because(comparisons.recorded("because")["validation_loss"], p
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # bench/bench_because.py: a tiny encoder, one part left out at a time, twelve seeds, paired, 95 percent intervals. Left
-# the best rate on validation data, right three times that. Only the falling rate helps beyond its interval. That large
-# runs need the others is commonly believed; it is not shown here. Ask what your own run says.
+# the best rate on validation data, right three times that. The falling rate helps at both, on the right only just;
+# decay groups show a thousandth on the left, the other intervals contain zero. That large runs need the others is
+# commonly believed; it is not shown here. Ask what your own run says.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Accumulation: one window, one step

@@ -88,7 +88,7 @@ def run(name, callbacks=(), train_rows=rows["train"], seed=seed, **settings):
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The Trainer runs the loop; callbacks look and ask. Today: events, flags, stopping, the best checkpoint, memory over a
-# resume, watching gradients, samples, two processes, and bugs that raise nothing. About 75 minutes with exercises.
+# resume, watching gradients, samples, two processes, and bugs that raise nothing. About 80 minutes with exercises.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A run that was steered

@@ -62,7 +62,7 @@ def run(loss_function, run_seed=seed):
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Goal of the session: everybody can give the Trainer any loss, and can prove that it means the same with four
-# micro-batches and on two processes. About 75 minutes with exercises. Start with the question: who has written a custom
+# micro-batches and on two processes. About 80 minutes with exercises. Start with the question: who has written a custom
 # loss, and who has compared it with accumulation 1 and 4?
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -90,8 +90,8 @@ teach.show(figures.flow())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Follow one micro-batch. Door 2 needs no subclass and is enough when logits and labels are all you need. Door 3 sees
-# the whole batch: a teacher, weights that come with the rows. The red boxes divide, silently. The rest of the first
-# half is about them.
+# the whole batch: a teacher, weights that come with the rows. The red boxes multiply and divide, silently. The rest of
+# the first half is about them.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two doors in code
@@ -164,14 +164,14 @@ teach.show(figures.divided(factors, ["1 process, k = 4", "2 processes, k = 1", "
 # | your loss is | `loss_is_scaled_for_ga` | and |
 # |---|---|---|
 # | a mean, equal counts | `False` | nothing |
-# | a sum / `num_items_in_batch` | `True` | `* self.accelerator.num_processes` in training |
+# | a sum / `num_items_in_batch` | `True` | `* self.accelerator.num_processes` |
 #
 # - No `**kwargs` in the model? `num_items_in_batch` is `None` until `self.model_accepts_loss_kwargs = True`
 # - Check: **step 1 at k = 1 and k = 4**, same loss, same gradient norm
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# This is the slide to photograph. Exercise 06.2 repairs an override with four faults. In evaluation nothing is
-# averaged, so the factor belongs into training only.
+# This is the slide to photograph. Exercise 06.2 repairs an override with four faults. In evaluation the
+# count covers all processes too and the losses are averaged, so the factor stays.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Why rare classes lose
@@ -240,8 +240,8 @@ tried = {
 teach.show(figures.settings(tried, base))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# One extra seed, validation rows, macro-F1. The dashed line is cross-entropy. Full 1/n overshoots, the middle is best.
-# A setting chosen on test would be a result of test.
+# One extra seed, validation rows, macro-F1. The dashed line is cross-entropy. On this one seed the middle is best; tau
+# is at its edge. A setting chosen on test would be a result of test.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Does it help? Five seeds, paired
@@ -263,8 +263,8 @@ teach.show(figures.differences(intervals, pairs))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Same seed, same weights, same order: the difference removes a part of the luck. Weights of middle strength win here.
-# Focal helps less, logit adjustment as chosen hardly, smoothing is the control and behaves. On other data the order may
-# differ: keep the procedure, not the ranking.
+# Focal helps less, logit adjustment as chosen a little; smoothing, the control, costs a little rare-class recall. The
+# intervals cover seeds, not the few rare test rows. Keep the procedure, not the ranking.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Tokens that matter more
@@ -310,8 +310,8 @@ teach.show(figures.parts(student.state.log_history, ["loss", "loss_hard", "loss_
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Distillation: the label's cross-entropy and the distance to the teacher's softened probabilities. Any multi-task loss
-# works the same way. A sum that falls can hide a part that rises, so log the parts. Here the teacher does not help
-# measurably: it is of the student's own kind.
+# works the same way. A sum that falls can hide a part that rises, so log the parts. Three seeds
+# cannot tell here whether the teacher helps.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Goes wrong, without an error

@@ -96,7 +96,7 @@ denoiser = fit(Denoiser, pairs, max_steps=min(150, max_steps), learning_rate=1e-
 # Any nn.Module, two optimizers, your own operator
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Three models that no library brings, trained by the Trainer: point clouds, a codec, a denoiser. About 75 minutes with
+# Models that no library brings, trained by the Trainer: point clouds, a codec, a denoiser. About 80 minutes with
 # exercises. Ask first: what does the Trainer know about words? Answer: nothing.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -140,8 +140,8 @@ teach.show(figures.architecture())
 teach.show(figures.pooling(scores))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Both ignore the order. Three seeds each, same steps. A mean gives each point a sixty-fourth; a maximum can say
-# "somewhere there is a point like this".
+# Both ignore the order. Three seeds each, same steps. A likely reason: a mean gives each point a sixty-fourth; a
+# maximum can say "somewhere there is a point like this".
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Only critical points count
@@ -200,8 +200,7 @@ teach.show(figures.two_optimizers())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # sync_gradients is True at the last micro-batch of a window. Honest remark: for this model one optimizer with two
-# groups and the summed loss would do, because the gradients never meet. Where they meet (GANs), only two optimizers
-# help.
+# groups and the summed loss would nearly do, because the gradients never meet; only the clipping's joint norm differs.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Rate and distortion
@@ -267,7 +266,7 @@ teach.show(figures.operator(*(values.detach() for values in (x, out, by_x, by_t)
 #
 # - 100,000 elements, each with gradient 1
 # - the shared threshold's gradient is their sum: **minus infinity** in fp16
-# - every step is skipped, training stands still
+# - under autocast only if the threshold is a *scalar*: then the operator computes in fp16
 #
 # ```python
 # torch.library.register_autocast("lesson::soft_threshold", "cpu", torch.float32)
@@ -287,7 +286,8 @@ teach.show(figures.denoised(test, noisy["test"], denoiser))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Cosine waves, soft threshold, back. 64 parameters, trained by the Trainer in about a second. Fast waves get large
-# thresholds: there is more noise than digit in them. Better than the best single threshold, by half a decibel.
+# thresholds: there is more noise than digit in them. Better than the best single threshold by half a decibel, on
+# one draw of noise.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Take home

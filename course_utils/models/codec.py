@@ -32,19 +32,19 @@ class Codec(nn.Module):
     """Images (B, 8, 8) in [0, 1] -> latent (B, C, 2, 2) -> images.
 
     Args:
-        quality: lambda, the weight of the squared error against a bit per pixel, > 0.
+        lam: lambda, the weight of the squared error against a bit per pixel, > 0.
         channels: C of the latent.
         width: channels of the hidden layers.
 
     Raises:
-        ValueError: ``quality`` is not positive.
+        ValueError: ``lam`` is not positive.
     """
 
-    def __init__(self, quality: float = 100.0, channels: int = 8, width: int = 32):
+    def __init__(self, lam: float = 100.0, channels: int = 8, width: int = 32):
         super().__init__()
-        if not quality > 0:
-            raise ValueError(f"quality={quality} is out of range; allowed: a number above 0")
-        self.quality = quality
+        if not lam > 0:
+            raise ValueError(f"lam={lam} is out of range; allowed: a number above 0")
+        self.lam = lam
         self.encoder = nn.Sequential(
             nn.Conv2d(1, width, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(width, channels, 3, stride=2, padding=1)
         )
@@ -56,12 +56,12 @@ class Codec(nn.Module):
         self.bottleneck = EntropyBottleneck(channels)
 
     def forward(self, pixels: Tensor) -> CodecOutput:
-        """``loss`` = bits per pixel + quality * mean squared error."""
+        """``loss`` = bits per pixel + lam * mean squared error."""
         latent, likelihood = self.bottleneck(self.encoder(pixels.unsqueeze(1)))
         decoded = self.decoder(latent).squeeze(1)
         bits = -likelihood.log2().sum() / pixels.numel()
         distortion = nn.functional.mse_loss(decoded, pixels)
-        return CodecOutput(bits + self.quality * distortion, decoded, bits, distortion)
+        return CodecOutput(bits + self.lam * distortion, decoded, bits, distortion)
 
     def aux_loss(self) -> Tensor:
         """The quantiles' own loss, a scalar that depends on no image."""

@@ -1,8 +1,7 @@
 """A learned entropy model: how many bits does a quantised latent cost? (lesson 07)
 
 Source: Balle, Minnen, Singh, Hwang & Johnston 2018, "Variational image compression with a scale hyperprior", appendix
-6.1: one cumulative distribution per channel, a tiny network made monotone by softplus weights. Names follow
-compressai's ``EntropyBottleneck``, which gives the same numbers for the same parameters.
+6.1: one cumulative distribution per channel, a tiny network made monotone by softplus weights.
 """
 
 from __future__ import annotations

@@ -26,6 +26,21 @@ from course_utils.data.batches import IGNORED
 Items = Tensor | float | int | None
 
 
+def divide(losses: Tensor, labels: Tensor, num_items_in_batch: Items) -> Tensor:
+    """The sum of ``losses`` / the window's targets: the only place where a loss of this module is divided.
+
+    Args:
+        losses: (...), 0 where there is no target.
+        labels: (...); they are counted only when ``num_items_in_batch`` is None.
+        num_items_in_batch: targets of the window on all ranks; None takes this micro-batch's own.
+    """
+    if num_items_in_batch is None:
+        num_items_in_batch = labels.ne(IGNORED).sum().clamp(min=1)
+    elif isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(losses.device)
+    return losses.sum() / num_items_in_batch
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Items = None) -> Tensor:
     """-log p_y per target: what all others here reduce to.
 
@@ -34,7 +49,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Items = No
         labels: (...), whole numbers below C, or -100.
         num_items_in_batch: see the module.
     """
-    return _divide(_negative_log_likelihood(logits, labels), labels, num_items_in_batch)
+    return divide(_negative_log_likelihood(logits, labels), labels, num_items_in_batch)
 
 
 def weighted_cross_entropy(
@@ -53,7 +68,7 @@ def weighted_cross_entropy(
         num_items_in_batch: see the module.
     """
     weights = _per_target(class_weights, logits, labels)
-    return _divide(weights * _negative_log_likelihood(logits, labels), labels, num_items_in_batch)
+    return divide(weights * _negative_log_likelihood(logits, labels), labels, num_items_in_batch)
 
 
 def focal_loss(
@@ -86,7 +101,7 @@ def focal_loss(
     losses = wrongness**gamma * nll
     if class_weights is not None:
         losses = _per_target(class_weights, logits, labels) * losses
-    return _divide(losses, labels, num_items_in_batch)
+    return divide(losses, labels, num_items_in_batch)
 
 
 def label_smoothing(logits: Tensor, labels: Tensor, epsilon: float = 0.1, num_items_in_batch: Items = None) -> Tensor:
@@ -107,7 +122,7 @@ def label_smoothing(logits: Tensor, labels: Tensor, epsilon: float = 0.1, num_it
         raise ValueError(f"epsilon={epsilon} is out of range; allowed: a number from 0 to 1")
     to_all = -_log_softmax(logits).mean(-1).masked_fill(labels == IGNORED, 0)
     losses = (1 - epsilon) * _negative_log_likelihood(logits, labels) + epsilon * to_all
-    return _divide(losses, labels, num_items_in_batch)
+    return divide(losses, labels, num_items_in_batch)
 
 
 def logit_adjusted(
@@ -172,7 +187,7 @@ def distillation(
     student = _log_softmax(_upcast(logits) / temperature)
     teacher = _log_softmax(_upcast(teacher_logits.detach()).to(student) / temperature)
     losses = temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return _divide(losses.masked_fill(labels == IGNORED, 0), labels, num_items_in_batch)
+    return divide(losses.masked_fill(labels == IGNORED, 0), labels, num_items_in_batch)
 
 
 def multi_task(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -231,12 +246,3 @@ def _per_target(class_weights: Tensor, logits: Tensor, labels: Tensor) -> Tensor
     """The weight of each target's class, (...), in the logits' type (float32 at least) and on their device."""
     weights = class_weights.to(logits.device, _at_least_float32(logits.dtype))
     return weights[labels.clamp(min=0)]
-
-
-def _divide(losses: Tensor, labels: Tensor, num_items_in_batch: Items) -> Tensor:
-    """The sum of losses (...), 0 where there is no target, / targets of the window (None: of this micro-batch)."""
-    if num_items_in_batch is None:
-        num_items_in_batch = labels.ne(IGNORED).sum().clamp(min=1)
-    elif isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(losses.device)
-    return losses.sum() / num_items_in_batch

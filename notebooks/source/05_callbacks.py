@@ -512,7 +512,7 @@ teach.show_source(PlateauStop.state)
 # %%
 import json
 
-values = [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]  # patience 3: ends at step 5
+values = [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]  # patience 3: ends at 5
 folder = f"{scratch.name}/memory"
 whole = scripted(values, [PlateauStop(3)], folder, **at_each)
 with open(f"{folder}/checkpoint-4/trainer_state.json") as file:
@@ -712,7 +712,8 @@ teach.claim("steps x rows x mean length, within 5 %", abs(ratio - 1) < 0.05)
 # these tokens, over what the device could do at its peak. Training takes $6N + 12 L H Q T$ per token (Chowdhery et al.
 # 2022, PaLM, appendix B): $N$ weights in matrix multiplications, each used once forward and twice backward, two
 # operations each; and attention over $T$ tokens, in $L$ layers of $H$ heads of width $Q$. (A causal model needs half of
-# the attention; a kernel that computes the whole square, as here, counts it all.) Is the formula right? torch can count operator by operator:
+# the attention; a kernel that computes the whole square, as here, counts it all.) Is the formula right? torch can count
+# operator by operator:
 
 # %%
 from course_utils.models.configs import shape_of_config
@@ -763,18 +764,19 @@ def waits_per_step(callbacks, **settings):
 
 # %%
 unfiltered = {"logging_nan_inf_filter": False}
+records, skips = [GradientWatch("record")], [GradientWatch("skip")]
 waits = {
     "Trainer, default": waits_per_step([]),
     "without NaN filter": waits_per_step([], **unfiltered),
     "and a norm of each parameter": waits_per_step([NormOfEach()], **unfiltered),
-    'and GradientWatch("record")': waits_per_step([GradientWatch("record")], **unfiltered),
-    'and GradientWatch("skip")': waits_per_step([GradientWatch("skip")], **unfiltered),
+    'and GradientWatch("record")': waits_per_step(records, **unfiltered),
+    'and GradientWatch("skip")': waits_per_step(skips, **unfiltered),
 }
 teach.show(figures.waits(waits))
 plain, naive, ours, skipping = list(waits.values())[1:]
 five = round(naive - plain) == 5
 teach.claim("the naive watcher waits once a step for each of 5 parameters", five)
-teach.claim("GradientWatch that records adds less than one wait a step", ours - plain < 1)
+teach.claim("GradientWatch, recording, adds less than one a step", ours - plain < 1)
 teach.claim("one that skips adds one a step", round(skipping - plain) == 1)
 teach.claim("the Trainer's own NaN filter waits too", waits["Trainer, default"] > plain)
 

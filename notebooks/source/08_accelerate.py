@@ -231,22 +231,22 @@ teach.claim("an unknown type comes back unchanged", types[-1] == ["list", "list"
 
 
 # %%
-def rows_of_rank(count, batch_size, **settings):
+def rows_of_rank(count, batch_size, **dealing):
     from accelerate import DataLoaderConfiguration
 
-    config = DataLoaderConfiguration(**settings)
+    config = DataLoaderConfiguration(**dealing)
     accelerator = Accelerator(dataloader_config=config)
     expect_ranks(accelerator, 2)
     loader = accelerator.prepare(DataLoader(range(count), batch_size))
     return [batch.tolist() for batch in loader]
 
 
-settings = {
+ways = {
     "batches of 2": {"batch_size": 2},
     "batches of 4, split": {"batch_size": 4, "split_batches": True},
     "batches of 2, uneven": {"batch_size": 2, "even_batches": False},
 }
-dealt = {name: ranks(rows_of_rank, count=11, **some) for name, some in settings.items()}
+dealt = {name: ranks(rows_of_rank, count=11, **some) for name, some in ways.items()}
 teach.show(figures.who_gets_what(dealt, 11))
 teach.claim("by default row 0 is dealt twice", dealt["batches of 2"][1][-1] == [10, 0])
 

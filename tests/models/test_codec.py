@@ -30,7 +30,7 @@ def trained(images, tmp_path_factory):
 
 def test_loss_is_rate_plus_quality_times_distortion(images):
     torch.manual_seed(0)
-    output = Codec(quality=30).eval()(images["test"][:16])
+    output = Codec(lam=30).eval()(images["test"][:16])
     assert list(output) == ["loss", "decoded", "bits", "distortion"]
     assert torch.allclose(output.loss, output.bits + 30 * output.distortion)
     error = (output.decoded - images["test"][:16]).square().mean()
@@ -69,5 +69,5 @@ def test_narrow_tables_spoil_the_image_and_outside_says_so(trained, images):
 
 
 def test_quality_must_be_positive():
-    with pytest.raises(ValueError, match="quality=0"):
-        Codec(quality=0)
+    with pytest.raises(ValueError, match="lam=0"):
+        Codec(lam=0)

@@ -42,6 +42,9 @@ def _texts(spec: Spec) -> None:
         raise SpecError(f"program={spec.program!r} is not known; allowed: a path that ends in .py, or a module name")
     if not spec.output_dir or not spec.program:
         raise SpecError("output_dir='' is empty; allowed: a folder")
+    for field in ("output_dir", "model"):
+        if getattr(spec, field) == "--":  # as a flag's value argparse drops it: the program would get a list
+            raise SpecError(f"{field}='--' is not allowed; allowed: a name other than the end-of-options mark")
 
 
 def _strategy(spec: Spec) -> None:

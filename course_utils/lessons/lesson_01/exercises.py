@@ -21,18 +21,11 @@ __all__ = ["loop_exercise"]  # importing it registers exercise 01.5
     hints=(
         "The length of a step is lr * m / sqrt(v). Work out m and sqrt(v) for each sequence, after so many steps that "
         "the averages have settled.",
-        "For alternating signs m changes sign as well: m = 0.9 * (-m) + 0.1 * 1. Solve that for m; v knows no signs.",
+        "Once settled, m repeats with the cycle. For alternating signs m = 0.9 * (-m) + 0.1 * 1: solve that for m. For "
+        "(c) go once around three gradients, and ask which of them comes in step 1,000; v knows no signs.",
     ),
 )
 def check_steps(answer: Any) -> None:
-    cases = (
-        ("gradient 1 in every step", "m and the root of v are both the gradient's size."),
-        ("gradient 1000 in every step", "The gradient's scale stands above and below the fraction: it cancels."),
-        (
-            "gradients 1, -1, 1, -1, ...",
-            "v squares, so it does not see the signs; m averages them and stays near zero. Solve m = 0.1 - 0.9 * m.",
-        ),
-    )
     if not isinstance(answer, tuple | list) or len(answer) != 3:
         raise Wrong(
             given="prediction",
@@ -40,14 +33,33 @@ def check_steps(answer: Any) -> None:
             got=shortly(answer),
             hint="Write prediction = (a, b, c).",
         )
-    for found, right, (given, hint) in zip(answer, solutions.solution_1, cases, strict=True):
+    cases = (
+        ("gradient 1000 in every step", "The gradient's scale stands above and below the fraction: it cancels.", {}),
+        (
+            "gradients 1, -1, 1, -1, ...",
+            "v squares, so it does not see the signs; m averages them and stays near zero. Solve m = 0.1 - 0.9 * m.",
+            {
+                0.0: "Not quite zero: the newest gradient always has a tenth of the say in m.",
+                0.1: "0.1 is the newest gradient's share. The one before has the other sign and takes part of it away.",
+            },
+        ),
+        (
+            "gradients 1, 1, -1, 1, 1, -1, ...",
+            "v is 1 again. Go around the cycle once: m after three more gradients is the m you began with.",
+            {
+                0.33: "A third is the plain mean of the gradients; m weighs the newest most. Solve for m, two decimals.",
+                0.4: "That is m after the second 1 of a cycle: which of the three comes in step 1,000?",
+                0.26: "That is m after the -1 of a cycle: which of the three comes in step 1,000?",
+            },
+        ),
+    )
+    for found, right, (given, hint, suspects) in zip(answer, solutions.solution_1, cases, strict=True):
         value = as_number(found)
-        if value is not None and right < 1 and abs(value) < 0.02:
-            hint = "Not quite zero: the newest gradient always has a tenth of the say in m."
-        if value is not None and right < 1 and abs(value - 0.1) < 0.02:
-            hint = "0.1 is the newest gradient's share. The one before has the other sign and takes part of it away."
-        if value is None or abs(abs(value) - right) > 0.1 * right:
-            raise Wrong(given=given, expected="another length", got=shortly(found), hint=hint)
+        if value is not None and abs(abs(value) - right) < 0.0051:
+            continue
+        if value is not None:
+            hint = next((why for wrong, why in suspects.items() if abs(abs(value) - wrong) < 0.0051), hint)
+        raise Wrong(given=given, expected="another length, to two decimals", got=shortly(found), hint=hint)
 
 
 @exercise(
@@ -156,7 +168,8 @@ def check_recount(answer: Any) -> None:
     "Repair an evaluation",
     kind="debug",
     hints=(
-        "Go through the three points of this section one by one, and ask of each line which of them it breaks.",
+        "Section 3 names two things to switch off. Then: does each batch have equally many rows, and in which mode "
+        "does the caller get the model back?",
         "There are four faults: one about dropout, one about the graph, one about the mean, and one in the last line "
         "before the return.",
     ),

@@ -104,8 +104,11 @@ def training_curve(
         steps_per_epoch: optimizer steps of one pass over the data; each boundary inside the run is marked.
     """
     drop = ", and drops at the dotted line where the second epoch begins" if steps_per_epoch < len(history) else ""
+    checked = [record for record in history if "eval_loss" in record]
+    lowest = min(range(len(checked)), key=lambda i: checked[i]["eval_loss"], default=0)
+    turns = "is lowest before the end, then rises a little" if lowest < len(checked) - 1 else "falls to the end"
     alt = (
-        f"The training loss falls steeply, then slowly{drop}; the validation loss levels off. Below, on a logarithmic "
+        f"The training loss falls steeply, then slowly{drop}; the validation loss {turns}. Below, on a logarithmic "
         "axis, the gradient norm falls too and lies above the clipping threshold nearly always."
     )
     figure, (top, bottom) = new_figure(2, 1, height=2.7, sharex=True, alt=alt)
@@ -113,7 +116,6 @@ def training_curve(
     losses = [record["loss"] for record in history]
     top.plot(steps, losses, color=COLORS["sky"], alpha=0.35, linewidth=0.8)
     top.plot(steps, running_mean(losses, smooth), color=COLORS["blue"], label=f"training, mean of {smooth} steps")
-    checked = [record for record in history if "eval_loss" in record]
     top.plot(
         [record["step"] for record in checked],
         [record["eval_loss"] for record in checked],
@@ -147,8 +149,8 @@ def f1_by_class(found: Mapping[str, Mapping[str, float]], sizes: Mapping[str, in
     """
     figure, axis = new_figure(
         height=4.6,
-        alt="F1 of each class, the largest class on top, for word weights and the encoder. Large classes are found "
-        "well; F1 falls towards the rare classes at the bottom, which pull the macro mean down.",
+        alt="F1 of each class, the largest class on top, for word weights and the encoder. The three largest are found "
+        "best and the three rarest worst, the last hardly at all; in between, size does not decide.",
     )
     names = sorted(sizes, key=sizes.get)
     for shift, (model, values), color in zip((-0.19, 0.19), found.items(), ("grey", "blue"), strict=True):
@@ -159,7 +161,7 @@ def f1_by_class(found: Mapping[str, Mapping[str, float]], sizes: Mapping[str, in
             color=COLORS[color],
             label=model,
         )
-    axis.set_yticks(range(len(names)), [f"{name} ({sizes[name]:,} rows)" for name in names])
+    axis.set_yticks(range(len(names)), [f"{name} ({sizes[name]:,} training rows)" for name in names])
     axis.set(xlim=(0, 1), xlabel="F1 on the fresh test rows", title="Macro-F1 is the mean of these")
     axis.legend(loc="lower right")
     axis.grid(axis="y", visible=False)

@@ -24,7 +24,7 @@ def learning_curves(curves: Mapping[str, Sequence[Sequence[float]]], smooth: int
     figure, axis = new_figure(
         height=3.8,
         alt="Training loss against the step for five update rules. All fall; the lines of the adaptive rules end "
-        "below that of plain SGD, and Adam and AdamW lie on top of each other.",
+        "below that of plain SGD; Adam and the RMS step lie on each other, AdamW ends a little lower.",
     )
     for (name, runs), color in zip(curves.items(), RULE_COLORS, strict=False):
         smoothed = [running_mean(losses, smooth) for losses in runs]
@@ -48,7 +48,7 @@ def bias_correction(steps: Sequence[int], factors: Sequence[float]) -> Figure:
     figure, axis = new_figure(
         height=3.2,
         alt="Without bias correction the first step is about three times too long. The factor grows to more than six "
-        "after some dozens of steps and only returns to one after thousands.",
+        "after a dozen steps and only returns to one after thousands.",
     )
     axis.semilogx(steps, factors, color=COLORS["orange"], label="without the correction")
     axis.axhline(1, color=COLORS["blue"], linestyle="--", label="with it")
@@ -127,7 +127,8 @@ def because(losses: Mapping[str, Mapping[str, Sequence[float]]], names: Mapping[
         sharey=True,
         alt="For each technique left out, the change of the validation loss: a dot per seed, the mean and its 95 "
         "percent interval, in a panel for each learning rate. The rate that does not fall lies to the right of zero in "
-        "both: falling helps. The intervals of warm-up, clipping and decay groups touch zero or lie beside it.",
+        "both: falling helps, at the larger rate only just. The other intervals contain zero, except the tiny one of the "
+        "decay groups at the smaller rate, just right of it.",
     )
     places = list(names)[::-1]
     for axis, (rate, runs) in zip(axes, losses.items(), strict=True):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from course_utils.lessons.lesson_04.diagrams import flow, padded_ranks  # noqa: F401  the lesson calls them here
 from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from course_utils.training.intervals import Interval
@@ -45,43 +45,6 @@ def scores(table: Mapping[str, Mapping[str, Interval]], title: str = "Each score
     return figure
 
 
-def _box(axis: Axes, x: float, text: str, color: str, width: float = 1.5) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
-    axis.add_patch(
-        FancyBboxPatch((x, 0.2), width, 0.9, boxstyle="round,pad=0.05", facecolor=color + "22", edgecolor=color, lw=1.6)
-    )
-    axis.text(x + width / 2, 0.65, text, ha="center", va="center", fontsize=10)
-
-
-def flow() -> Figure:
-    """What goes where in an evaluation, with shapes."""
-    figure, axis = new_figure(
-        height=1.9,
-        alt="Flow of an evaluation: batches go through the model to logits of shape B by C; logits of all batches are "
-        "collected to N by C; compute_metrics turns logits and N labels into a dictionary; it goes to the log and to "
-        "the choice of the best checkpoint.",
-    )
-    steps = (
-        ("batches\n(B, T)", "grey"),
-        ("model\nlogits (B, C)", "blue"),
-        ("collect all\n(N, C), (N,)", "sky"),
-        ("compute_metrics\nonce, all rows", "green"),
-        ("dict: log,\nbest checkpoint", "orange"),
-    )
-    for place, (text, color) in enumerate(steps):
-        _box(axis, place * 2.0, text, COLORS[color])
-        if place:
-            arrow = {"arrowstyle": "->", "lw": 1.6, "color": COLORS["black"]}
-            axis.annotate("", (place * 2.0 - 0.07, 0.65), (place * 2.0 - 0.42, 0.65), arrowprops=arrow)
-    axis.text(3.0, -0.12, "preprocess_logits_for_metrics acts here", fontsize=9.5, ha="center", color=COLORS["red"])
-    arrow = {"arrowstyle": "->", "lw": 1.2, "color": COLORS["red"]}
-    axis.annotate("", (3.75, 0.5), (3.0, -0.02), arrowprops=arrow)
-    axis.set(xlim=(-0.15, 9.75), ylim=(-0.3, 1.35))
-    axis.set_axis_off()
-    return figure
-
-
 def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Counts in the cells, colour by share of the row; rows are the true classes.
 
@@ -113,8 +76,8 @@ def classes(names: Sequence[str], sizes: Sequence[int], f1: Mapping[str, Sequenc
     order = np.argsort(sizes)
     figure, axis = new_figure(
         height=3.6,
-        alt="F1 of each class for several models, rarest class on the left. On the left the models are near zero or "
-        "far apart, on the right close together and high.",
+        alt="F1 of each class for several models, rarest class on the left. The majority is zero everywhere but for "
+        "the largest class; the two others mostly rise with the size of the class.",
     )
     for (model, values), marker, color in zip(f1.items(), "sod^", ("grey", "orange", "blue", "green"), strict=False):
         axis.plot(np.asarray(values)[order], marker, color=COLORS[color], label=model, markersize=8, linestyle="")
@@ -150,8 +113,8 @@ def counts_boxes(wanted: np.ndarray, predicted: np.ndarray, mean: float) -> Figu
     most = 8
     figure, axis = new_figure(
         height=3.6,
-        alt="Predicted against true number of parameters: boxes rise with the true number, but less steeply than the "
-        "diagonal; large numbers are predicted too small.",
+        alt="Predicted against true number of parameters, a box and whiskers each: the boxes rise over the first few "
+        "numbers and are flat after them, far below the diagonal.",
     )
     groups = [predicted[wanted == n] for n in range(most + 1)]
     boxes = axis.boxplot(groups, positions=range(most + 1), widths=0.6, showfliers=False, patch_artist=True)
@@ -162,7 +125,9 @@ def counts_boxes(wanted: np.ndarray, predicted: np.ndarray, mean: float) -> Figu
     axis.plot([0, most], [0, most], color=COLORS["black"], linewidth=1.2, linestyle=":", label="perfect")
     axis.axhline(mean, color=COLORS["grey"], linestyle="--", label="always the mean")
     axis.set(
-        xlabel="true number of parameters", ylabel="predicted", title="The order is seen, the large numbers are not"
+        xlabel=f"true number of parameters (above {most}: not shown)",
+        ylabel="predicted",
+        title="Rises up to 3, then flat",
     )
     axis.legend(loc="upper left")
     return figure
@@ -174,7 +139,7 @@ def generation(history: Sequence[Mapping[str, float]]) -> Figure:
         1,
         2,
         height=3.3,
-        alt="Left: exact match stays near zero while ROUGE-L and BLEU already rise, then all three come close to one. "
+        alt="Left: exact match stays near zero while ROUGE-L and BLEU already rise, then all three end high. "
         "Right: the evaluation loss falls smoothly all the time.",
     )
     steps = [entry["step"] for entry in history]
@@ -190,39 +155,6 @@ def generation(history: Sequence[Mapping[str, float]]) -> Figure:
     right.set(xlabel="optimizer step", ylabel="nats per token", title="Loss, given the true words")
     right.set_ylim(bottom=0)
     return figure
-
-
-def padded_ranks(rows: int, batch: int, ranks: int = 2) -> Figure:
-    """Which rank sees which rows; the last batch is filled up with rows from the start."""
-    figure, axis = new_figure(
-        height=2.6,
-        alt="Rows of an evaluation set in batches that two ranks take in turn. The last batch is filled up with the "
-        "first rows of the set, which are seen twice.",
-    )
-    total = -(-rows // (batch * ranks)) * batch * ranks
-    for place in range(total):
-        number, slot = divmod(place, batch)
-        rank, turn = number % ranks, number // ranks
-        again = place >= rows
-        color = COLORS["red"] if again else COLORS["blue" if rank == 0 else "green"]
-        x = turn * (batch + 0.7) + slot
-        axis.add_patch(_square(x, ranks - 1 - rank, color, again))
-        axis.text(x + 0.45, ranks - 1 - rank + 0.4, str(place % rows), ha="center", va="center", fontsize=11)
-    turns = total // (batch * ranks)
-    for turn in range(turns):
-        axis.text(turn * (batch + 0.7) + batch / 2, ranks + 0.05, f"turn {turn + 1}", ha="center", fontsize=10)
-    for rank in range(ranks):
-        axis.text(-0.3, ranks - 1 - rank + 0.4, f"rank {rank}", ha="right", va="center", fontsize=11)
-    axis.text(-0.3, -0.45, f"red: seen twice. {total} rows come back, {rows} exist.", fontsize=10, color=COLORS["red"])
-    axis.set(xlim=(-1.9, turns * (batch + 0.7)), ylim=(-0.6, ranks + 0.4))
-    axis.set_axis_off()
-    return figure
-
-
-def _square(x: float, y: float, color: str, again: bool):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), 0.9, 0.8, facecolor=color + "33", edgecolor=color, hatch="//" if again else "", lw=1.4)
 
 
 def ways(values: Mapping[str, float], right: float, label: str) -> Figure:
@@ -250,12 +182,15 @@ def batch_means(sizes: Sequence[int], means: Sequence[float], right: float) -> F
     """Mean of the batches' macro-F1 against the batch size."""
     figure, axis = new_figure(
         height=3.0,
-        alt="The mean of the batches' macro-F1 against the batch size: far below the true value for small batches, "
-        "rising towards it for large ones.",
+        alt="The mean of the batches' macro-F1 against the batch size, on a logarithmic axis: far below the true "
+        "value for small batches, rising towards it for large ones.",
     )
-    axis.plot([str(size) for size in sizes], means, "-o", color=COLORS["red"], label="mean of batch macro-F1")
+    axis.semilogx(sizes, means, "-o", color=COLORS["red"], label="mean of batch macro-F1")
     axis.axhline(right, color=COLORS["black"], linestyle="--", linewidth=1.5, label="macro-F1 of all rows")
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
     axis.set(xlabel="rows per batch", ylabel="macro-F1", title="A mean of batches depends on the batch size")
+    axis.set_ylim(bottom=0)
     axis.legend(loc="lower right")
     return figure
 

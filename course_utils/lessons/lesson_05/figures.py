@@ -94,8 +94,8 @@ def creep(values: Sequence[float], min_delta: float, patience: int = 3) -> Figur
                 break
         axis.set_title(title, fontsize=11.5)
         axis.set(xlabel="evaluation")
-        axis.legend(fontsize=9.5, loc="upper left")
-    axes[0].set(ylabel="metric", ylim=(min(values) - min_delta, max(values) + 4 * min_delta))
+        axis.legend(fontsize=9.5, loc="lower right")
+    axes[0].set(ylabel="metric", ylim=(min(values) - 2.5 * min_delta, max(values) + 1.5 * min_delta))
     return figure
 
 
@@ -142,7 +142,8 @@ def paired(differences: Mapping[str, tuple[float, float, float]], label: str) ->
         height=1.3 + 0.5 * len(names),
         sharey=True,
         alt="A panel for the test loss and one for macro-F1, with an arrow to the better side: mean differences "
-        "between stopping rules with their intervals, and a line at zero. Only the loss stopped by loss lies clear of zero.",
+        "between stopping rules with their intervals, and a line at zero. Only the loss, stopped by loss, lies clear "
+        "of zero.",
     )
     for axis, quantity in zip(axes, quantities, strict=True):
         for place, name in enumerate(names):

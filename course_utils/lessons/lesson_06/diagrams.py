@@ -47,30 +47,38 @@ def flow() -> Figure:
     """From a batch to a gradient: three places where a loss can come from, and everything that divides it."""
     alt = (
         "A batch goes into the model, which gives logits of shape B by C. The loss is made in one of three places: in "
-        "the model, in a compute loss function, or in an overridden compute_loss. Then the Trainer may divide by the "
-        "number of micro-batches k, backward runs, and with several processes the gradients are averaged."
+        "the model, in a compute loss function, or in an overridden compute_loss, which calls the model itself. Then "
+        "the loss may be multiplied by the number of processes n and divided by the number of micro-batches k, "
+        "backward runs, and with several processes the gradients are averaged."
     )
     figure, axis = _canvas(12, 5.2, alt, 3.8)
-    _box(axis, 1.1, 3.6, "batch\nids (B, L)\nlabels (B,)", "grey", 1.7, 1.5)
-    _box(axis, 3.6, 3.6, "model", "grey", 1.4, 1.5)
-    _arrow(axis, (1.97, 3.6), (2.87, 3.6))
-    for y, text, color in (
-        (4.6, "1  the model's own loss", "orange"),
-        (3.6, "2  compute_loss_func", "blue"),
-        (2.6, "3  override compute_loss", "green"),
+    _box(axis, 1.1, 3.6, "batch\nids (B, L)\nlabels (B,)", "grey", 1.7, 1.7)
+    _box(axis, 4.0, 4.1, "model\nlogits (B, C)", "grey", 1.9, 1.1)
+    _arrow(axis, (1.97, 4.1), (3.02, 4.1))
+    _arrow(axis, (1.97, 3.1), (2.92, 2.5))
+    for x, y, text, color, width in (
+        (7.6, 4.6, "1  the model's own loss", "orange", 3.2),
+        (7.6, 3.6, "2  compute_loss_func", "blue", 3.2),
+        (6.1, 2.5, "3  override compute_loss: it calls the model itself", "green", 6.2),
     ):
-        _box(axis, 7.4, y, text, color, 3.3, 0.75)
-        _arrow(axis, (4.32, 3.6), (5.72, y))
-        _arrow(axis, (9.07, y), (10.15, 3.6))
-    axis.text(4.95, 3.78, "(B, C)", fontsize=9.5, color="#444444", ha="center")
+        _box(axis, x, y, text, color, width, 0.75)
+        _arrow(axis, (9.22, y), (10.15, 3.6))
+    for y in (4.6, 3.6):
+        _arrow(axis, (4.97, 4.1), (5.97, y))
     _box(axis, 11.0, 3.6, "loss\nscalar", "grey", 1.6, 1.5)
-    axis.text(7.4, 5.12, "num_items_in_batch: labels of the whole window", ha="center", fontsize=10, color="#444444")
-    _arrow(axis, (11.0, 2.83), (11.0, 1.45))
-    _box(axis, 10.2, 0.9, "divide by k\nor not (the Trainer)", "red", 3.2, 0.95)
-    _box(axis, 6.3, 0.9, "backward: gradients\nadd up over k", "grey", 3.0, 0.95)
-    _box(axis, 2.1, 0.9, "average over n\nprocesses (DDP)", "red", 2.9, 0.95)
-    _arrow(axis, (8.57, 0.9), (7.83, 0.9))
-    _arrow(axis, (4.77, 0.9), (3.58, 0.9))
+    note = "each is given num_items_in_batch: the labels of the whole window"
+    axis.text(6.1, 1.72, note, ha="center", fontsize=10, color="#444444")
+    _arrow(axis, (11.0, 2.83), (11.0, 1.42))
+    row = (
+        (10.55, "times n or not\n(the Trainer, or you)", "red"),
+        (7.5, "divide by k\nor not (the Trainer)", "red"),
+        (4.5, "backward: gradients\nadd up over k", "grey"),
+        (1.45, "average over n\nprocesses (DDP)", "red"),
+    )
+    for x, text, color in row:
+        _box(axis, x, 0.9, text, color, 2.6, 0.95)
+    for start, end in zip(row, row[1:], strict=False):
+        _arrow(axis, (start[0] - 1.33, 0.9), (end[0] + 1.35, 0.9))
     return figure
 
 
@@ -94,7 +102,8 @@ def window(counts: Sequence[int] = (4, 1, 2)) -> Figure:
         for number, count in enumerate(counts):
             weight = 1 / (len(counts) * count) if means else 1 / total
             places = [place + i for i in range(count)]
-            axis.bar(places, weight, 0.85, color=colors[number], label=f"micro-batch {number + 1}: {count} targets")
+            noun = "target" if count == 1 else "targets"
+            axis.bar(places, weight, 0.85, color=colors[number], label=f"micro-batch {number + 1}: {count} {noun}")
             place += count + 0.6
         axis.set(title=title, xticks=[], xlabel="targets of one window")
         axis.grid(axis="x", visible=False)
@@ -110,8 +119,8 @@ def focal(gammas: Sequence[float] = (0, 0.5, 1, 2, 5)) -> Figure:
         2,
         height=3.5,
         alt="Two panels against the probability of the right class. Left: the loss falls to zero at one, the earlier "
-        "the larger gamma is. Right: its gradient, which gamma pushes to zero for rows that are already right; just "
-        "left of the middle, small gammas are above cross-entropy for badly wrong rows.",
+        "the larger gamma is. Right: its gradient. For rows that are badly wrong it is larger than cross-entropy's; "
+        "left of the middle the curves cross it, and above that the pull fades, the earlier the larger gamma is.",
     )
     p = np.linspace(0.002, 0.9999, 400)
     shades = ["#000000", COLORS["sky"], COLORS["blue"], COLORS["orange"], COLORS["red"]]
@@ -144,13 +153,15 @@ def boundary(share: float = 0.05) -> Figure:
     axis.plot(x, share * bell(1), color=COLORS["orange"], label=f"rare class, {share:.0%}")
     # Log odds 2 x + log(share / (1 - share)) are 0 at the boundary.
     fewest = -np.log(share / (1 - share)) / 2
-    for place, text, color in ((0, "as if classes were equal", "green"), (fewest, "fewest errors", "red")):
+    sides = ((0, "as if classes were equal", "green", "right"), (fewest, "fewest errors", "red", "left"))
+    for place, text, color, side in sides:
         axis.axvline(place, color=COLORS[color], linestyle="--")
-        axis.text(fewest + 0.3, 0.4 if place else 0.33, text, color=COLORS[color], fontsize=11)
+        shift = 0.15 if side == "left" else -0.15
+        axis.text(place + shift, 0.42, text, color=COLORS[color], fontsize=11, ha=side)
     axis.annotate("", (0, 0.27), (fewest, 0.27), arrowprops={"arrowstyle": "-|>", "color": "#444444", "linewidth": 1.6})
     axis.text(fewest / 2, 0.285, "log(ratio) / 2", ha="center", fontsize=10, color="#444444")
     axis.set(xlabel="a feature", ylabel="density", title="What a prior does to a boundary")
-    axis.legend(fontsize=10, loc="upper left")
+    axis.legend(fontsize=10, loc="center right")
     axis.set_ylim(0, 0.47)
     return figure
 

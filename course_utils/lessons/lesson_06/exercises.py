@@ -21,7 +21,8 @@ from course_utils.training.evaluation import macro_f1
     "Focal loss",
     hints=(
         "Start from log_softmax and pick the label's entry; everything else is made from that one number.",
-        "log_p has shape (B,). p is its exponential. The factor is (1 - p) to the power gamma; mind the sign.",
+        "log_p has shape (B,). p is its exponential. The factor is (1 - p) to the power gamma; mind the sign. Clamp a "
+        "label of -100 before picking, and mask its loss afterwards.",
     ),
 )
 def check_focal(answer: Callable) -> None:
@@ -45,6 +46,13 @@ def check_focal(answer: Callable) -> None:
             raise Wrong(given=given, expected=f"shape ({count},)", got="one number", hint=hint)
         hint = "Compare with -(1 - p)^gamma log p, by hand, for the first row."
         compare(got, expected, given, "a loss for each row", suspects, hint)
+    logits, labels = example_rows(4, 3, 4)
+    picked = solutions.solution_3(logits, labels * torch.tensor([1, 0, 1, 0]), 2.0)
+    labels[torch.tensor([1, 3])] = -100
+    given = f"logits (4, 3), labels={labels.tolist()}, gamma=2"
+    got = ask(answer, logits.clone(), labels.clone(), 2.0, given=given, expected="(4,) losses")
+    hint = "A row labelled -100 is no target: its loss is 0. Pick with labels.clamp(min=0), then mask."
+    compare(got, solutions.solution_3(logits, labels, 2.0), given, "a loss for each row", [(picked, hint)], hint)
     sure = torch.tensor([[90.0, 0.0]]), torch.tensor([0])
     got = ask(answer, *sure, 2.0, given="a row with p = 1", expected="0")
     compare(got, torch.zeros(1), "a row with p = 1", "a loss for each row", [], "log of a rounded softmax is not safe.")

@@ -40,15 +40,15 @@ def _text(value: Tensor) -> str:
 
 
 _QUESTIONS = {
-    "a": "compute_loss_func returns a mean, k=8 micro-batches, 1 process",
+    "a": "override returns sum / num_items with loss_is_scaled_for_ga = False, k=8 micro-batches, 1 process",
     "b": "override returns sum / num_items, k=2, 4 processes",
-    "c": "override returns mean / k with loss_is_scaled_for_ga = False, k=8, 1 process",
+    "c": "override returns mean x num_processes with loss_is_scaled_for_ga = False, k=8, 4 processes",
     "d": "compute_loss_func returns a mean, k=2, 4 processes, average_tokens_across_devices=False",
 }
 _WHY = {
-    "a": "With a compute_loss_func the Trainer takes the loss as divided for the window: nobody divides by k.",
+    "a": "The sum / num_items is right already, and the flag False makes the Trainer divide by k on top of it.",
     "b": "num_items counts all processes, and DistributedDataParallel averages over them once more. k plays no part.",
-    "c": "The flag makes the Trainer divide by k, and so does the override: that is k squared for k summed gradients.",
+    "c": "The flag settles k. DistributedDataParallel averages means, and that is right: what does the factor do then?",
     "d": "The factor n comes from the Trainer, and only if average_tokens_across_devices is True. Who divides by k?",
 }
 
@@ -113,7 +113,7 @@ def _batches(accumulation: int) -> list[dict[str, Tensor]]:
         "Three things are wrong: the divisor depends on the micro-batch, somebody divides by k, and nobody thinks of "
         "the processes. The dtype of the weights is the fourth.",
         'Take reduction="none", multiply by the weight of each label (clamp -100 first), sum, divide by '
-        "num_items_in_batch. While model.training, multiply by trainer.accelerator.num_processes.",
+        "num_items_in_batch. Multiply by trainer.accelerator.num_processes.",
     ),
     kind="debug",
 )
@@ -150,21 +150,19 @@ _OVERRIDE_HINTS = {
     "own count": "That divides by the micro-batch's own labels: its parts do not add up to the full batch's mean.",
     "over k": "Divided by the accumulation steps as well: num_items_in_batch already counts the whole window.",
     "no processes": "Right on one process. With more, DistributedDataParallel averages what you have already divided.",
-    "always": "Multiplied by the processes in evaluation too: nothing is averaged there, the loss would be n times as "
-    "large.",
+    "training only": "In evaluation num_items counts all processes too, and losses are averaged: keep the factor.",
     "other": "Compare with the closed form: sum of weight x loss over rows with a label / num_items_in_batch.",
 }
 
 
 def _suspected(trainer: Any, model: nn.Module, batch: dict, right: Tensor, k: int, n: int) -> dict[str, Tensor]:
     logits, labels = model(batch["input_ids"])["logits"].detach(), batch["labels"]
-    factor, count = (n if model.training else 1), labels.ne(-100).sum()
+    count = labels.ne(-100).sum()
     weights = trainer.class_weights.float()
     return {
-        "no processes": right / factor,
+        "no processes" if model.training else "training only": right / n,
         "over k": right / k,
         "own count": right * 6 / count.clamp(min=1),
-        "unweighted": F.cross_entropy(logits, labels, reduction="sum") / 6 * factor,
+        "unweighted": F.cross_entropy(logits, labels, reduction="sum") / 6 * n,
         "weighted mean": F.cross_entropy(logits, labels, weight=weights),
-        "always": right * (n / factor),
     }

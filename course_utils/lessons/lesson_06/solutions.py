@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from course_utils.training.evaluation import macro_f1
 
-# a: k means are added. b: the sum is averaged once more. c: divided by k twice. d: k means, averaged over ranks.
-solution_1 = {"a": 8, "b": 0.25, "c": 0.125, "d": 2}
+# a: an exact sum, divided by k. b: the sum is averaged once more. c: means need no factor n. d: k means, no factor n.
+solution_1 = {"a": 0.125, "b": 0.25, "c": 4, "d": 2}
 
 
 def solution_2(trainer: Any, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None):
@@ -21,15 +21,14 @@ def solution_2(trainer: Any, model: Any, inputs: dict, return_outputs: bool = Fa
     losses = F.cross_entropy(outputs["logits"], inputs["labels"], reduction="none")  # 0 where the label is -100
     weights = trainer.class_weights.to(losses)[inputs["labels"].clamp(min=0)]
     loss = (weights * losses).sum() / num_items_in_batch
-    if model.training:  # an evaluation averages nothing over processes
-        loss = loss * trainer.accelerator.num_processes
+    loss = loss * trainer.accelerator.num_processes  # gradients are averaged; in evaluation the losses are
     return (loss, outputs) if return_outputs else loss
 
 
 def solution_3(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Focal loss of each row."""
-    log_p = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return -((1 - log_p.exp()) ** gamma) * log_p
+    """Focal loss of each row; 0 where the label is -100."""
+    log_p = logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return (-((1 - log_p.exp()) ** gamma) * log_p).masked_fill(labels == -100, 0)
 
 
 def solution_4(logits: Tensor, labels: Tensor, log_prior: Tensor, taus: Sequence[float]) -> float:

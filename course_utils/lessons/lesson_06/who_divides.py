@@ -96,12 +96,11 @@ class OverrideSum(Trainer):
 
 
 class OverrideExact(OverrideSum):
-    """The same, times the number of processes."""
+    """The same, times the number of processes: in evaluation too, where their losses are averaged."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
-            loss = loss * self.accelerator.num_processes
+        loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
 
@@ -196,6 +195,22 @@ def one_step(way: Way, accumulation: int, ragged: bool = False, **settings: Any)
     return logged(trainer, "loss")[0][1], keep.gradient
 
 
+def evaluated(way: Way) -> float:
+    """``eval_loss`` of all rows on however many processes there are / the full batch's loss."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = quiet_trainer(
+            fresh(way.model),
+            folder,
+            rows(),
+            trainer_class=way.trainer,
+            compute_loss_func=way.function,
+            eval_dataset=rows(),
+            use_cpu=True,
+            per_device_eval_batch_size=4,
+        )
+        return trainer.evaluate()["eval_loss"] / full_batch()[0]
+
+
 def compare(way: Way, accumulation: int, ragged: bool = False, **settings: Any) -> dict[str, float]:
     """One step against the full batch.
 
@@ -262,6 +277,8 @@ def _override_with(loss: Callable) -> type[Trainer]:
 
 
 def on_ranks(accumulations: list[int]) -> dict[str, Any]:
-    """What the notebook asks two processes: the survey of equal rows, and the worst of the losses."""
+    """What the notebook asks two processes: the survey of equal rows, the worst of the losses, and ``eval_loss``."""
     torch.set_num_threads(1)
-    return {"ways": survey(accumulations), "losses": worst_of_losses(accumulations)}
+    measured = ("override: sum / num_items", "override: the same x processes")
+    evaluations = {name: evaluated(WAYS[name]) for name in measured}
+    return {"ways": survey(accumulations), "losses": worst_of_losses(accumulations), "evaluation": evaluations}

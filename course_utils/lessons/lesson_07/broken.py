@@ -44,9 +44,8 @@ class BrokenTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.aux_optimizer.zero_grad()
-        model.aux_loss().backward()
         self.aux_optimizer.step()
+        model.aux_loss().backward()
         self.aux_optimizer.zero_grad()
         return loss
 
@@ -123,7 +122,7 @@ def _check(answer: type, width: int, accumulation: int, folder: str) -> None:
     taken = int(state[0]["step"]) if state else 0
     hint = "Step once per window: self.accelerator.sync_gradients is True at its last micro-batch."
     if not taken:
-        hint = "The auxiliary optimizer never stepped: levels do not move."
+        hint = "aux_optimizer never stepped: when its step comes, `levels` have no gradient, so they do not move."
     need(taken == 4, "4 auxiliary steps", taken, hint)
     resumed = _make(answer, width, accumulation, folder)
     resumed.train(resume_from_checkpoint=f"{folder}/checkpoint-2")

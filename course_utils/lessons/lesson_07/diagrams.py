@@ -56,10 +56,11 @@ def contract() -> Figure:
     axis.text(93, 37.4, "backward, optimizer", ha="center", fontsize=9.5, color=COLORS["red"])
     axis.text(93, 2.6, "compute_metrics", ha="center", fontsize=9.5, color=COLORS["red"])
     axis.text(62.5, 31, "keys = argument names", ha="center", fontsize=9.5, color=COLORS["red"])
+    _arrow(axis, (18.5, 13), (18.5, 20), "red", linewidth=1.1)
     axis.text(
-        27.5,
+        18.5,
         12.5,
-        "columns that forward\ndoes not name are\ndropped before",
+        "here columns that forward\ndoes not name are dropped",
         ha="center",
         va="top",
         fontsize=9,
@@ -77,17 +78,19 @@ def architecture(points: int = 64, widths: tuple[int, ...] = (32, 64, 128), clas
         tall=44,
     )
     rows = 6
-    columns = ((4, 3, "blue", f"(B, {points}, 3)\npoints"), (27, 6, "green", f"(B, {points}, {widths[0]})"))
-    columns += ((48, 10, "green", f"(B, {points}, {widths[-1]})"),)
+    columns = ((2, 3, "blue", f"(B, {points}, 3)\npoints"), (15, 4, "green", f"(B, {points}, {widths[0]})"))
+    columns += ((30, 6, "green", f"(B, {points}, {widths[1]})"), (48, 10, "green", f"(B, {points}, {widths[2]})"))
     for x, count, color, label in columns:
         _grid(axis, x, 10, count, rows, color)
         axis.text(x + count * 0.8, 37.5, label, ha="center", va="bottom", fontsize=10)
     for row in range(rows):
         y = 12 + row * 4
-        _arrow(axis, (10, y), (26, y), "grey", linewidth=1.0)
-        _arrow(axis, (38, y), (47, y), "grey", linewidth=1.0)
-    axis.text(18, 6.2, "the same Linear, norm, ReLU", ha="center", va="top", fontsize=9.5, color=COLORS["red"])
-    axis.text(42.5, 2.6, "... and again: each point alone", ha="center", va="bottom", fontsize=9.5, color=COLORS["red"])
+        for start, end in ((7.6, 14.4), (22.2, 29.4), (40.4, 47.4)):
+            _arrow(axis, (start, y), (end, y), "grey", linewidth=1.0)
+    below = "three times Linear, norm, ReLU (the last without ReLU),\nthe same for every point, each point alone"
+    axis.text(33, 7.6, below, ha="center", va="top", fontsize=9.5, color=COLORS["red"])
+    below = "norm, Linear,\nReLU, Linear"
+    axis.text(92, 11.8, below, ha="center", va="top", fontsize=9.5, color=COLORS["red"])
     _arrow(axis, (66, 22), (73, 22))
     axis.text(69.5, 25.2, "max", ha="center", fontsize=11, color=COLORS["red"], weight="bold")
     axis.text(69.5, 18.8, "over the\npoints", ha="center", va="top", fontsize=9.5, color=COLORS["red"])
@@ -116,15 +119,16 @@ def two_optimizers() -> Figure:
     """The codec, its two losses and the optimizer that owns each parameter."""
     figure, axis = _canvas(
         4.2,
-        "An image goes through the encoder to a latent of whole numbers, and through the decoder to an image again. "
-        "The distribution says how many bits the latent costs. Encoder, distribution and decoder belong to the "
+        "An image goes through the encoder to a latent, which gets noise in training and is rounded in use, and "
+        "through the decoder to an image again. The distribution says how many bits the latent costs. Encoder, "
+        "distribution and decoder belong to the "
         "Trainer's optimizer and get the gradient of rate plus distortion. The quantiles belong to a second one and "
         "get the gradient of the auxiliary loss only.",
         tall=46,
     )
     _box(axis, 0, 34, 14, 10, "image\n(B, 8, 8)")
     _box(axis, 20, 34, 14, 10, "encoder", "blue")
-    _box(axis, 40, 34, 18, 10, "latent + noise\n(B, 8, 2, 2)")
+    _box(axis, 40, 34, 18, 10, "latent (B, 8, 2, 2)\nin training: + noise\nin use: rounded", size=9)
     _box(axis, 64, 34, 14, 10, "decoder", "blue")
     _box(axis, 84, 34, 16, 10, "decoded\n(B, 8, 8)")
     for x, end in ((14, 20), (34, 40), (58, 64), (78, 84)):

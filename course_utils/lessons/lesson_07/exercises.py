@@ -15,8 +15,8 @@ from course_utils.lessons.lesson_07 import broken
 from course_utils.teach.exercise import Wrong, ask, exercise
 
 CHANGES = {
-    "shuffled": "the same points in another order",
     "doubled": "every point twice",
+    "padded": "eight more points, all at zero",
     "moved": "all points a little to the right",
     "critical only": "only the points that gave a maximum",
     "without critical": "all points except those that gave a maximum",
@@ -36,8 +36,8 @@ def changed_logits(change: str, seed: int) -> bool:
         critical = model.features(cloud)[1].unique()
         others = torch.ones(200, dtype=torch.bool).index_fill(0, critical, False)
         made = {
-            "shuffled": cloud[:, torch.randperm(200, generator=generator)],
             "doubled": cloud.repeat(1, 2, 1),
+            "padded": torch.cat([cloud, torch.zeros(1, 8, 3)], dim=1),
             "moved": cloud + torch.tensor([0.3, 0, 0]),
             "critical only": cloud[:, critical],
             "without critical": cloud[:, others],
@@ -69,8 +69,8 @@ def check_invariances(answer: Any) -> None:
             hint="One of your names is none of the five: copy them from CHANGES.",
         )
     reasons = {
-        "shuffled": "The maximum over the points does not know their order.",
         "doubled": "The maximum of a set with every element twice is the same.",
+        "padded": "A point at zero is a point like any other: h sees it, and somewhere it is the largest.",
         "moved": "Every point's coordinates change, and h sees coordinates.",
         "critical only": "A point that is nowhere the largest is not in the result: without it nothing changes.",
         "without critical": "Exactly the points that made the result are gone: others take their place.",
@@ -280,7 +280,7 @@ def _short(tensor: Tensor) -> str:
     "a Trainer with two optimizers, repaired",
     hints=(
         "Three methods of BrokenTrainer are at fault: ask of each parameter who owns it, count the auxiliary steps of "
-        "a window, and compare what is saved with what is loaded.",
+        "a window (and what they step with), and compare what is saved with what is loaded.",
         "Section 6 of the lesson has the pattern: hide, super(), show again; step only when the window is complete; "
         "read in _load_optimizer_and_scheduler what _save_optimizer_and_scheduler wrote.",
     ),

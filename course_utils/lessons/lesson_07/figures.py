@@ -33,12 +33,14 @@ def clouds(rows: Sequence[Mapping], predicted: Sequence[int], kept: Sequence | N
         rows: each with ``points`` (N, 3), x, y and ink, and ``label``.
         predicted: one label a row.
     """
-    alt = "Ten point clouds that look like handwritten digits; darker points have more ink. Above each stands the "
-    alt += "digit that the model sees, in red where it is wrong."
-    if kept is not None:
-        alt += " Large points are those that gave a maximum: the small pale ones play no part in the result."
     points, labels = [row["points"] for row in rows], [int(row["label"]) for row in rows]
     predicted = [int(label) for label in predicted]
+    alt = "Ten point clouds that look like handwritten digits. Above each stands the digit that the model sees, "
+    alt += "all of them right." if labels == predicted else "in red with the true one where it is wrong."
+    if kept is None:
+        alt += " Darker points have more ink."
+    else:
+        alt += " Large points are those that gave a maximum: the small pale ones play no part in the result."
     columns = (len(points) + 1) // 2
     figure, axes = new_figure(2, columns, height=1.95, alt=alt)
     for i, (axis, cloud) in enumerate(zip(np.ravel(axes), points, strict=False)):
@@ -66,7 +68,8 @@ def pooling(scores: Mapping[str, Sequence[float]]) -> Figure:
     for row, ((_, values), color) in enumerate(zip(scores.items(), ("blue", "orange"), strict=False)):
         half = STUDENT_3 * stdev(values)
         axis.errorbar(mean(values), row, xerr=half, fmt="|", color=COLORS[color], capsize=6, markersize=18)
-        axis.plot(values, [row] * len(values), "o", color=COLORS[color], alpha=0.6)
+        places = row + np.linspace(-0.15, 0.15, len(values))  # beside each other: equal runs stay visible
+        axis.plot(values, places, "o", color=COLORS[color], alpha=0.6)
     axis.set_yticks(range(len(scores)), list(scores))
     axis.set(xlabel="validation accuracy", ylim=(len(scores) - 0.4, -0.6), xlim=(0.6, 1))
     axis.set_title("What joins the points? Dots: runs; bar: 95 % interval of the mean")
@@ -96,8 +99,9 @@ def before_after(original: Tensor, decoded: Mapping[str, Tensor]) -> Figure:
         len(rows),
         len(original),
         height=0.95,
-        alt="Rows of small digits: the originals, then what is decoded from fewer and from more bits per pixel. All "
-        "are readable; with fewer bits strokes are blurred.",
+        alt="Rows of small digits: the originals, then what is decoded from fewer and from more bits per pixel. "
+        "With the most bits they look like the originals; with the fewest, strokes are blurred and some digits cannot "
+        "be read.",
     )
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
@@ -126,7 +130,8 @@ def coder_tables(codecs: Mapping[str, Codec], images: Tensor) -> Figure:
         len(codecs),
         height=3.2,
         sharey=True,
-        alt="Two histograms of symbols, by their distance from the edge of the coder's table. With one optimizer many "
+        alt="Two histograms of symbols, by their distance from the edge of the coder's table, which is shaded. "
+        "With one optimizer many "
         "symbols lie outside of the table, in red; with two optimizers all are inside, far from the edge.",
     )
     for axis, (name, codec) in zip(np.ravel(axes), codecs.items(), strict=True):
@@ -137,9 +142,10 @@ def coder_tables(codecs: Mapping[str, Codec], images: Tensor) -> Figure:
         found, counts = np.unique(np.concatenate(beyond), return_counts=True)
         colors = [COLORS["red"] if distance > 0 else COLORS["blue"] for distance in found]
         axis.bar(found, 100 * counts / counts.sum(), color=colors, width=0.85)
-        axis.axvspan(-30, 0.5, color="#E4EFF6", zorder=0)
+        shade = axis.axvspan(-30, 0.5, color="#E4EFF6", zorder=0, label="the coder's table")
         axis.set(xlabel="steps beyond the table's edge", title=name, xlim=(-14, 6), xticks=range(-12, 7, 3))
     np.ravel(axes)[0].set_ylabel("symbols (%)")
+    np.ravel(axes)[0].legend(handles=[shade], loc="upper left")
     return figure
 
 
@@ -168,8 +174,8 @@ def denoised(images: Tensor, noisy: Tensor, model: Denoiser, count: int = 6) -> 
     result, thresholds = model(before)["logits"].detach(), model.threshold.detach().clamp_min(0)
     figure, _ = new_figure(
         height=3.1,
-        alt="Rows of digits: clean, with noise, and after the learned thresholds, which remove most of the grain. On "
-        "the right a map of the 64 thresholds: small for slow waves, large for fast ones.",
+        alt="Rows of digits: clean, with noise, and after the learned thresholds, which remove part of the grain "
+        "and blur the strokes. On the right a map of the 64 thresholds: small for slow waves, large for fast ones.",
     )
     figure.clear()
     grid = figure.add_gridspec(3, count + 4)

@@ -93,16 +93,20 @@ def recount(rule):
 
 WRONG = {
     "01.1": [
-        ((1.0, 1000.0, 0.05), "cancels"),
-        ((1, 1, 0), "Not quite zero"),
-        ((1, 1, 0.1), "the newest gradient's share"),
-        ((1, 1, 1), "v squares"),
-        ((0.1, 1, 0.05), "both the gradient's size"),
+        ((1000.0, 0.05, 0.34), "cancels"),
+        ((1, 0, 0.34), "Not quite zero"),
+        ((1, 0.1, 0.34), "the newest gradient's share"),
+        ((1, 1, 0.34), "v squares"),
+        ((1, 0.05, 0.33), "plain mean"),
+        ((1, 0.05, 1 / 3), "plain mean"),
+        ((1, 0.05, 0.4), "after the second 1"),
+        ((1, 0.05, 0.26), "after the -1"),
+        ((1, 0.05, 1), "Go around the cycle"),
         ((1, 1), "prediction = (a, b, c)"),
         ("a long step", "prediction = (a, b, c)"),
         ({}, "prediction = (a, b, c)"),
-        ((None, 1, 1), "both the gradient's size"),
-        ((1, float("nan"), 0.05), "cancels"),
+        ((None, 0.05, 0.34), "cancels"),
+        ((float("nan"), 0.05, 0.34), "cancels"),
     ],
     "01.2": [
         (lambda s, w, d, t: min(1.0, max(0, t - s) / d), "no warm-up"),

@@ -3,7 +3,7 @@
 import pytest
 
 from course_utils.lessons.lesson_06.bag_runs import paired_interval
-from course_utils.lessons.lesson_06.who_divides import WAYS, compare, full_batch, worst_of_losses
+from course_utils.lessons.lesson_06.who_divides import WAYS, compare, evaluated, full_batch, worst_of_losses
 
 FOUR = {"model: mean, **kwargs ignored": 4, "function: mean": 4, "override: mean, **kwargs model": 4}
 EXPECTED = dict.fromkeys(WAYS, 1) | FOUR | {"override: mean / k, flag False": 0.25}
@@ -25,6 +25,11 @@ def test_ragged_rows(name):
 
 def test_losses_add_up_through_both_doors():
     assert max(worst_of_losses([1, 2, 4, 16]).values()) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["override: sum / num_items", "override: the same x processes"])
+def test_eval_loss_on_one_process(name):
+    assert evaluated(WAYS[name]) == pytest.approx(1, rel=1e-5)
 
 
 def test_the_reference_is_torchs_mean():

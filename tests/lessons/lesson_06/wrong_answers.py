@@ -47,6 +47,15 @@ def no_pair(trainer, model, inputs, return_outputs=False, num_items_in_batch=Non
     return solution_2(trainer, model, inputs, False, num_items_in_batch)
 
 
+def counts_ignored(logits, labels, gamma):
+    return solution_3(logits, labels.clamp(min=0), gamma)
+
+
+def picks_ignored(logits, labels, gamma):
+    log_p = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return -((1 - log_p.exp()) ** gamma) * log_p
+
+
 def p_to_gamma(logits, labels, gamma):
     losses = F.cross_entropy(logits, labels, reduction="none")
     return (-losses).exp() ** gamma * losses
@@ -114,13 +123,13 @@ def in_float64(right, outputs, labels, items):
 
 WRONG = {
     "06.1": [
-        (solution_1 | {"a": 1}, "nobody divides by k"),
+        (solution_1 | {"a": 1}, "divide by k on top of it"),
         (solution_1 | {"b": 1}, "averages over them once more"),
-        (solution_1 | {"c": 1}, "so does the override"),
+        (solution_1 | {"c": 1}, "what does the factor do"),
         (solution_1 | {"d": 8}, "only if average_tokens_across_devices"),
         ({}, "a dictionary of four numbers"),
-        ({"a": 8}, "has no number yet"),
-        ([8, 0.25, 0.125, 2], "a dictionary of four numbers"),
+        ({"a": 0.125}, "has no number yet"),
+        ([0.125, 0.25, 4, 2], "a dictionary of four numbers"),
     ],
     "06.2": [
         (planted, "micro-batch's own weights"),
@@ -129,8 +138,8 @@ WRONG = {
         (unweighted, "class weights are gone"),
         (scaled(lambda t, m, i: 1 / t.args.gradient_accumulation_steps), "Divided by the accumulation steps"),
         (scaled(lambda t, m, i: 6 / i["labels"].ne(-100).sum().clamp(min=1)), "micro-batch's own labels"),
-        (scaled(lambda t, m, i: 1 / (t.accelerator.num_processes if m.training else 1)), "Right on one process"),
-        (scaled(lambda t, m, i: 1 if m.training else t.accelerator.num_processes), "in evaluation too"),
+        (scaled(lambda t, m, i: 1 / t.accelerator.num_processes), "Right on one process"),
+        (scaled(lambda t, m, i: 1 if m.training else 1 / t.accelerator.num_processes), "losses are averaged"),
         (no_pair, "wants a pair"),
         (lambda *a, **k: 1.0, "a torch tensor"),
     ],
@@ -142,6 +151,8 @@ WRONG = {
         (lambda x, y, g: (1 - x.softmax(-1).max(-1).values) ** g * F.cross_entropy(x, y, reduction="none"),
          "not of the largest"),
         (log_of_softmax, "by hand, for the first row"),
+        (counts_ignored, "A row labelled -100"),
+        (picks_ignored, "raised an exception"),
         (lambda x, y, g: "loss", "a torch tensor"),
         (lambda x, y, g: x, "shape"),
     ],

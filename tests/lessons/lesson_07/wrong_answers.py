@@ -64,6 +64,16 @@ class OneOwner(solution_5):
 
 
 class EveryMicroBatch(solution_5):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = Trainer.training_step(self, model, inputs, num_items_in_batch)
+        self.aux_optimizer.zero_grad()
+        model.aux_loss().backward()
+        self.aux_optimizer.step()
+        self.aux_optimizer.zero_grad()
+        return loss
+
+
+class StepsFirst(solution_5):
     training_step = BrokenTrainer.training_step
 
 
@@ -89,15 +99,15 @@ class NeverSteps(solution_5):
 
 WRONG = {
     "07.1": [
-        ({"shuffled"}, "every element twice"),
-        ({"shuffled", "doubled"}, "nowhere the largest"),
-        ({"shuffled", "doubled", "critical only", "moved"}, "h sees coordinates"),
-        ({"shuffled", "doubled", "critical only", "without critical"}, "others take their place"),
-        ({"doubled", "critical only"}, "does not know their order"),
+        ({"critical only"}, "every element twice"),
+        ({"doubled"}, "nowhere the largest"),
+        ({"doubled", "critical only", "moved"}, "h sees coordinates"),
+        ({"doubled", "critical only", "padded"}, "a point like any other"),
+        ({"doubled", "critical only", "without critical"}, "others take their place"),
         ({"permuted"}, "none of the five"),
-        ("shuffled", "Return a set"),
+        ("doubled", "Return a set"),
         (7, "Return a set"),
-        (set(), "does not know their order"),
+        (set(), "every element twice"),
     ],
     "07.2": [
         (changed(mask=lambda batch: ~batch["mask"]), "True on padding"),
@@ -138,6 +148,7 @@ WRONG = {
         (NotLoaded, "`levels` do not"),
         (StaysHidden, "raised an exception"),
         (NeverSteps, "never stepped"),
+        (StepsFirst, "never stepped"),
         (Trainer, "Write class Repaired"),
         (3, "Write class Repaired"),
     ],
