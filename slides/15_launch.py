@@ -318,17 +318,16 @@ assert "'export NODE_RANK=$SLURM_PROCID; exec bash -- \"$0\"'" in files["slurm.s
 # %% [markdown] slideshow={"slide_type": "-"}
 # 1. The warning must **reach the ranks**: the script passes it on
 # 2. All ranks agree, finish the step, **save**, end with code 0
-# 3. `scontrol requeue`, but only if something new was saved
-# 4. The same command **resumes** from the last complete checkpoint
+# 3. `scontrol requeue`; the same command **resumes**
 #
-# > Read outside `srun`, `$SLURM_PROCID` is 0 for all machines: the job hangs.
+# > Outside `srun`, `$SLURM_PROCID` is 0 everywhere: a hang.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# B:USR1@120: two minutes before the end the batch script gets USR1. torchrun itself would die of it, so torchrun.sh
-# passes it to the ranks. One all-reduce per step settles who stops when: if rank 0 stopped alone, rank 1 would wait
-# for ever in its next collective. In the lesson a real FSDP2 run is stopped and started again and its losses equal
-# those of an undisturbed one. The tests submit this script to a real two-node SLURM cluster. Quiz question 2 is the
-# last line.
+# Requeued only if something new was saved. B:USR1@120: two minutes before the end the batch script gets USR1.
+# torchrun itself would die of it, so torchrun.sh passes it to the ranks. One all-reduce per step settles who stops
+# when: if rank 0 stopped alone, rank 1 would wait for ever in its next collective. In the lesson a real FSDP2 run
+# is stopped and started again and its losses equal those of an undisturbed one. The tests submit this script to a
+# real two-node SLURM cluster. Quiz question 2 is the last line.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Do not parse: resolve
@@ -355,13 +354,13 @@ assert len(batches) >= 6 and all(row.same for row in rows)
 #
 # | in the file | asked | in use |
 # |---|---|---|
-# | FSDP1 with `fsdp_reshard_after_forward` | keep weights | `FULL_SHARD` |
-# | FSDP2 with `fsdp_sharding_strategy` | keep weights | freed early |
-# | layer classes as a YAML list | 1 class | a name with brackets |
-# | `dp_replicate_size`, prefix forgotten | 2 replicas | 1 |
+# | FSDP1, `fsdp_reshard_after_forward` | keep weights | `FULL_SHARD` |
+# | FSDP2, `fsdp_sharding_strategy` | keep weights | freed early |
+# | layer classes as a YAML list | 1 class | 1 odd name |
+# | `dp_replicate_size`, no prefix | 2 replicas | 1 |
 # | `fsdp_offload_params` in `fsdp.json` | offload | none |
 # | `rdzv_backend` in the YAML | c10d | the default |
-# | `num_processes: 16`, 3 machines with 6 GPUs | 18 ranks | 15 |
+# | `num_processes: 16`, 3 x 6 GPUs | 18 ranks | 15 |
 
 # %% slideshow={"slide_type": "skip"}
 base = Spec(model="Qwen/Qwen3-0.6B", nodes=2, gpus_per_node=8)
@@ -428,13 +427,13 @@ scratch.cleanup()
 #
 # | | Trainer | Lightning |
 # |---|---|---|
-# | you write | data and settings | the step, the optimizer |
-# | sharding | `fsdp=`, `deepspeed=`, a YAML | `strategy="fsdp"` |
+# | you write | data, settings | step, optimizer |
+# | sharding | `fsdp=`, `deepspeed=` | `strategy="fsdp"` |
 # | clipping, default | 1.0 | none |
 # | accumulation | mean over the **targets** | mean of **means** |
-# | dropout, pretrained model | on | **off**, unless you call `.train()` |
+# | dropout at the start | on | **off** until `.train()` |
 #
-# > Measured: one training, equal to the last bit. Choose by code and features.
+# > Measured: equal to the last bit. Choose by code and features.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The lesson trains the same classifier with both. Losses equal within 1e-5 at first; the last bit goes where the

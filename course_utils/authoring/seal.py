@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def text_sha256(path: Path) -> str:
 def files_sha256(source: Path) -> dict[str, str]:
     """The project files that the code of ``source`` uses, by path, with the first digits of their hashes."""
     used = files_used(source) | ({presentation(source)} & set(source.parent.glob("theme/*")))
-    return {path.relative_to(ROOT).as_posix(): text_sha256(path)[:12] for path in sorted(used)}
+    # relpath: a source that lies elsewhere (a test's) has its own theme beside it
+    return {Path(os.path.relpath(path, ROOT)).as_posix(): text_sha256(path)[:12] for path in sorted(used)}
 
 
 def presentation(source: Path) -> Path:

@@ -47,7 +47,7 @@ def check_steps(answer: Any) -> None:
             "gradients 1, 1, -1, 1, 1, -1, ...",
             "v is 1 again. Go around the cycle once: m after three more gradients is the m you began with.",
             {
-                0.33: "A third is the plain mean of the gradients; m weighs the newest most. Solve for m, two decimals.",
+                0.33: "A third is the plain mean of the gradients; m weighs the newest most: solve for m.",
                 0.4: "That is m after the second 1 of a cycle: which of the three comes in step 1,000?",
                 0.26: "That is m after the -1 of a cycle: which of the three comes in step 1,000?",
             },

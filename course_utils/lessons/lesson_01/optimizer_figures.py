@@ -127,8 +127,8 @@ def because(losses: Mapping[str, Mapping[str, Sequence[float]]], names: Mapping[
         sharey=True,
         alt="For each technique left out, the change of the validation loss: a dot per seed, the mean and its 95 "
         "percent interval, in a panel for each learning rate. The rate that does not fall lies to the right of zero in "
-        "both: falling helps, at the larger rate only just. The other intervals contain zero, except the tiny one of the "
-        "decay groups at the smaller rate, just right of it.",
+        "both: falling helps, at the larger rate only just. The other intervals contain zero, except the tiny one of "
+        "the decay groups at the smaller rate, just right of it.",
     )
     places = list(names)[::-1]
     for axis, (rate, runs) in zip(axes, losses.items(), strict=True):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 # 01.1: lengths of Adam's step 1,000 in learning rates. Same sign: m = sqrt(v), the size cancels. Alternating signs: m
-# swings between plus and minus (1 - beta1) / (1 + beta1) = 0.1 / 1.9, while v is 1. Two of three positive: step 1,000 is
-# the first of a cycle, where m = 0.1 + 0.9 * (-0.1 + 0.9 * (0.1 + 0.9 * m)) = 0.091 + 0.729 * m, so m = 0.091 / 0.271.
+# swings between plus and minus (1 - beta1) / (1 + beta1) = 0.1 / 1.9, while v is 1. Two of three positive: step 1,000
+# is the first of a cycle, where m = 0.1 + 0.9 * (-0.1 + 0.9 * (0.1 + 0.9 * m)) = 0.091 + 0.729 * m, so m is
+# 0.091 / 0.271.
 solution_1 = (1.0, round(0.1 / 1.9, 2), round(0.091 / 0.271, 2))
 
 
