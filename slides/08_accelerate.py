@@ -218,8 +218,9 @@ forgot = {name: [ranks(train_without, forgotten=name, seed=seed + i, **options) 
 teach.show(figures.forgotten(forgot))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Twelve steps, accumulation 4, three seeds. The loss does not tell which run is broken: the intervals overlap. The
-# symptoms do. Without accumulation, in float32, a forgotten optimizer changes nothing at all, which is why it is found
+# Twelve steps, accumulation 4, three seeds. On the right, what is added to the loss of the complete run of the same
+# seed: two intervals lie above zero, two hold it, and in a real run there is nothing to compare with. The symptoms
+# tell. Without accumulation, in float32, a forgotten optimizer changes nothing at all, which is why it is found
 # late.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -357,8 +358,8 @@ teach.show(figures.gathered(ranks(gathered_order, count=19, batch_size=4)[0], 19
 # - **08.1** Three ranks, 22 rows: who sees what twice?
 # - **08.2** Repair an epoch
 # - **08.3** How long must the schedule be?
-# - **08.4** Exact accuracy on two ranks
-# - **08.5** Port the loop
+# - **08.4** Exact macro-F1 on two ranks
+# - **08.5** Port the loop, with accumulation
 #
 # > Next: lesson 09, one process made fast.
 

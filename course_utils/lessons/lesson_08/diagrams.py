@@ -175,7 +175,7 @@ def who_gets_what(dealt: Mapping[str, Sequence[Sequence[Sequence[int]]]], count:
     alt = (
         f"{count} rows dealt to two ranks in three ways. By default the ranks take whole batches in turn and the end "
         "is filled with a row from the beginning. With split_batches each batch is cut in two. With even_batches off "
-        "nothing is repeated and the last batch is short."
+        "nothing is repeated and the last batch of one rank is short."
     )
     figure, axes = new_figure(1, len(dealt), height=2.5, alt=alt, squeeze=False)
     for axis, (setting, ranks) in zip(axes.flat, dealt.items(), strict=True):

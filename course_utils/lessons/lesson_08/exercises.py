@@ -1,4 +1,4 @@
-"""Exercises of lesson 08: who gets which rows, a forgotten prepare, schedules, exact accuracy, a ported loop."""
+"""Exercises of lesson 08: who gets which rows, a forgotten prepare, schedules, exact macro-F1, a ported loop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from course_utils.lessons.lesson_08 import on_ranks
 from course_utils.lessons.lesson_08.task import farthest
 from course_utils.teach.exercise import Wrong, ask, exercise
+from course_utils.training.evaluation import macro_f1
 
 CLOSE = 1e-5
 
@@ -114,7 +118,7 @@ def _like_one_process(weights: list[float], expected: list[float], given: str) -
     apart = farthest(weights, expected)
     if apart > CLOSE:
         hint = "The rows and the ranks are right, but the steps are not those of the loop. Keep its order: backward, "
-        hint += "clip where it clips, step, zero_grad, and leave the learning rate alone."
+        hint += "clip where it clips, step, zero_grad, each as often as there; leave the learning rate alone."
         got = f"up to {apart:.1g} from it"
         raise Wrong(given=given, expected="the weights of one process with 8 rows a step", got=got, hint=hint)
 
@@ -155,54 +159,62 @@ def check_schedule_length(answer: Callable) -> None:
 
 @exercise(
     "08.4",
-    "exact accuracy on two ranks",
+    "exact macro-F1 on two ranks",
     hints=(
-        "Which of section 6's four ways was exact? Apply it to what you need to count, batch by batch.",
-        "Per batch: one right-or-wrong value per row, from all ranks without the repeated rows. Collect them and "
-        "divide once, at the end, by how many there are.",
+        "F1 counts hits and misses over all rows: which two columns does one process need, and which of section 6's "
+        "four ways brings them together exactly? Then think of dropout.",
+        "Per batch: predictions and labels, from all ranks without the repeated rows, with the model in evaluation "
+        "mode. Collect both, compute once at the end, and put the model back into the mode it was in.",
     ),
 )
-def check_accuracy(answer: Callable) -> None:
-    """``answer(accelerator, model, loader)`` returns a share."""
-    counts = [19, 10, 24]
-    results = _on_two_ranks(on_ranks.accuracy, answer, counts, f"{counts[0]} rows in batches of 4 on 2 ranks")
+def check_score(answer: Callable) -> None:
+    """``answer(accelerator, model, loader)`` returns the macro-F1 of all rows."""
+    counts = [13, 10, 24]
+    results = _on_two_ranks(on_ranks.score, answer, counts, f"{counts[0]} rows in batches of 4 on 2 ranks")
     for count, both in zip(counts, results, strict=True):
         given = f"{count} rows in batches of 4 on 2 ranks"
-        right = on_ranks.right(on_ranks.pairs(count))
-        truth = sum(right) / count
-        if any(value is None for value in both):
-            raise Wrong(
-                given=given, expected=f"{truth:.4f}", got="no number", hint="Return one number between 0 and 1."
-            )
-        got = f"{both[0]:.4f} on rank 0, {both[1]:.4f} on rank 1"
-        expected = f"{truth:.4f} on both"
-        if abs(both[0] - both[1]) > CLOSE:
+        predicted, labels = on_ranks.predicted(on_ranks.pairs(count))
+        truth = macro_f1(predicted, labels, 3)
+        scores = [rank["score"] for rank in both]
+        if None in scores:
+            hint = "Return one number between 0 and 1."
+            raise Wrong(given=given, expected=f"{truth:.4f}", got="no number", hint=hint)
+        got, expected = f"{scores[0]:.4f} on rank 0, {scores[1]:.4f} on rank 1", f"{truth:.4f} on both"
+        if abs(scores[0] - scores[1]) > CLOSE:
             hint = "Each rank reports its own rows. Both must see the predictions of both."
             raise Wrong(given=given, expected=expected, got=got, hint=hint)
-        if abs(both[0] - truth) <= CLOSE:
-            continue
-        raise Wrong(given=given, expected=expected, got=got, hint=_why_not_exact(both[0], right))
+        if abs(scores[0] - truth) > CLOSE:
+            raise Wrong(given=given, expected=expected, got=got, hint=_why_not_exact(scores[0], predicted, labels))
+        if not all(rank["training"] for rank in both):
+            hint = "The score is right. Leave the model in the mode it was in: training goes on after an evaluation."
+            raise Wrong(given=given, expected="model.training is True afterwards", got="False", hint=hint)
 
 
-def _why_not_exact(value: float, right: list[bool]) -> str:
-    filled = right + right[: -len(right) % 8]
-    batches = [right[i : i + 8] for i in range(0, len(right), 8)]
-    if abs(value - sum(filled) / len(filled)) <= CLOSE:
+def _why_not_exact(value: float, predicted: Tensor, labels: Tensor) -> str:
+    """The hint for a score that both ranks agree on; rows go to the ranks 4 by 4."""
+    filled = [torch.cat([column, column[: -len(column) % 8]]) for column in (predicted, labels)]
+    batches = [[column[i : i + 8] for column in (predicted, labels)] for i in range(0, len(labels), 8)]
+    mine = [[torch.cat(column.split(4)[rank::2]) for column in filled] for rank in range(2)]
+    if abs(value - macro_f1(*filled, 3)) <= CLOSE:
         return "The rows that fill up the last batches were counted twice: one call knows how many rows there are."
-    if abs(value - sum(sum(batch) / len(batch) for batch in batches) / len(batches)) <= CLOSE:
-        return "That is the mean of the batches' accuracies: the last batch is shorter. Count first, divide once."
-    if value > 1:
-        return "That is a number of rows, not a share: divide by how many there are."
-    return "Count each row once, over all ranks, and divide by the number of rows. Averages of averages are not exact."
+    if abs(value - sum(macro_f1(*batch, 3) for batch in batches) / len(batches)) <= CLOSE:
+        return "That is the mean of the batches' scores. F1 is a ratio of sums: collect first, compute once."
+    if abs(value - sum(macro_f1(*rank, 3) for rank in mine) / 2) <= CLOSE:
+        return "That is the mean of the ranks' scores. F1 is a ratio of sums: collect first, compute once."
+    if abs(value - (predicted == labels).double().mean().item()) <= CLOSE:
+        return "That is the accuracy. Asked for is macro-F1, which needs predictions and labels."
+    return "Not the score in evaluation mode with each row once: is dropout off while the model predicts?"
 
 
 @exercise(
     "08.5",
     "port the loop",
     hints=(
-        "Section 1's difference shows every line that changes: what is prepared, and which calls are replaced?",
-        "Prepare all four and take the results; backward and clipping go through the accelerator. A step's loss is "
-        "the mean over the ranks' losses, which one call of the accelerator exchanges.",
+        "Go through the loop line by line: what is done for every micro-batch, and what once per step? Section 5 "
+        "names the block that knows the difference, and what it leaves to you.",
+        "backward divides by the accumulation itself. Clipping half a gradient, and moving a schedule that counts "
+        "every call, belong to the last micro-batch of a step only. A step's loss covers both ranks and both "
+        "micro-batches.",
     ),
 )
 def check_train_loop(answer: Callable) -> None:
@@ -210,7 +222,7 @@ def check_train_loop(answer: Callable) -> None:
     counts = [16, 32, 64]
     results = _on_two_ranks(on_ranks.train_loop, answer, counts, f"{counts[0]} rows on 2 ranks")
     for count, both in zip(counts, results, strict=True):
-        given, one = f"{count} rows, batches of 4 on 2 ranks", on_ranks.trained(count)
+        given, one = f"{count} rows, micro-batches of 2 on 2 ranks", on_ranks.trained(count)
         if any(rank["weights"] is None for rank in both):
             hint = "Return two things: the trained model and the list of losses."
             raise Wrong(given=given, expected="(model, losses)", got="something else", hint=hint)
@@ -218,6 +230,10 @@ def check_train_loop(answer: Callable) -> None:
         if all(len(rank["asked"]) == count for rank in both):
             hint = "Both ranks read all rows: the loader in the loop does not deal them out."
             raise Wrong(given=given, expected="each row read by one rank", got=f"all {count} on each", hint=hint)
+        steps, moved = len(one["losses"]), both[0]["moved"]
+        if moved != steps:
+            hint = "The schedule moves once per step: not per micro-batch, and not per rank."
+            raise Wrong(given=given, expected=f"{steps} moves of the schedule", got=str(moved), hint=hint)
         _like_one_process(both[0]["weights"], one["weights"], given)
         _check_losses(both, one["losses"], given)
 
@@ -234,7 +250,7 @@ def _check_losses(both: list[dict[str, Any]], expected: list[float], given: str)
     if farthest(found, both[1]["losses"]) > CLOSE:
         hint = "Training is right, but the losses are this rank's own. They must cover the rows of all ranks."
     elif farthest(found, [2 * loss for loss in expected]) <= CLOSE:
-        hint = "The losses are the sum over the ranks; a step's loss is their mean."
+        hint = "The losses are a sum over two ranks, or over two micro-batches; a step's loss is the mean of all."
     else:
         hint = "Training is right, but the losses are not the mean over the rows of all ranks."
     raise Wrong(given=given, expected=wanted, got=got, hint=hint)

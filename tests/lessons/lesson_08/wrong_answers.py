@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from course_utils.training.evaluation import macro_f1
+
 
 def loader_not_taken(accelerator, model, rows):
     """As given in the lesson."""
@@ -38,47 +40,75 @@ def epoch(accelerator, model, optimizer, loader):
     return model
 
 
-def right_of(model, x, y):
+def classes_of(model, x):
     with torch.no_grad():
-        return (model(x).argmax(-1) == y).float()
+        return model(x).argmax(-1)
+
+
+def scored(accelerator, model, loader, gather, mode=False, back=True):
+    """Macro-F1 of what ``gather`` makes of each batch's predictions and labels."""
+    was_training = model.training
+    model.train(mode)
+    both = [gather((classes_of(model, x), y)) for x, y in loader]
+    model.train(was_training if back else mode)
+    return macro_f1(*(torch.cat(column) for column in zip(*both, strict=True)), 3)
 
 
 def own_rows(accelerator, model, loader):
-    return torch.cat([right_of(model, x, y) for x, y in loader]).mean().item()
+    return scored(accelerator, model, loader, tuple)
 
 
 def gathers_all(accelerator, model, loader):
-    return torch.cat([accelerator.gather(right_of(model, x, y)) for x, y in loader]).mean().item()
+    return scored(accelerator, model, loader, accelerator.gather)
 
 
 def mean_of_ranks(accelerator, model, loader):
-    own = torch.cat([right_of(model, x, y) for x, y in loader]).mean()
-    return accelerator.reduce(own, "mean").item()
+    return accelerator.reduce(torch.tensor(own_rows(accelerator, model, loader)), "mean").item()
 
 
 def mean_of_batches(accelerator, model, loader):
-    shares = [accelerator.gather_for_metrics(right_of(model, x, y)).mean() for x, y in loader]
-    return (sum(shares) / len(shares)).item()
+    model.eval()
+    parts = [accelerator.gather_for_metrics((classes_of(model, x), y)) for x, y in loader]
+    model.train()
+    return sum(macro_f1(*part, 3) for part in parts) / len(parts)
 
 
-def counts_rows(accelerator, model, loader):
-    return sum(accelerator.gather_for_metrics(right_of(model, x, y)).sum().item() for x, y in loader)
+def is_accuracy(accelerator, model, loader):
+    model.eval()
+    right = [accelerator.gather_for_metrics(classes_of(model, x) == y) for x, y in loader]
+    model.train()
+    return torch.cat(right).float().mean().item()
+
+
+def with_dropout(accelerator, model, loader):
+    return scored(accelerator, model, loader, accelerator.gather_for_metrics, mode=True)
+
+
+def left_in_eval(accelerator, model, loader):
+    return scored(accelerator, model, loader, accelerator.gather_for_metrics, back=False)
 
 
 def no_return(accelerator, model, loader):
     own_rows(accelerator, model, loader)
 
 
-def loop(accelerator, model, optimizer, scheduler, loader, clip=0.5, exchange="mean"):
-    losses = []
+def loop(accelerator, model, optimizer, scheduler, loader, clip=0.5, exchange="mean", each="", share=2):
+    """``each``: what is done at every micro-batch instead of once a step."""
+    losses, total = [], 0.0
     for x, y in loader:
-        loss = nn.functional.cross_entropy(model(x), y)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        losses.append(accelerator.reduce(loss.detach(), exchange).item() if exchange else loss.item())
+        with accelerator.accumulate(model):
+            loss = nn.functional.cross_entropy(model(x), y)
+            accelerator.backward(loss)
+            total += (accelerator.reduce(loss.detach(), exchange) if exchange else loss).item() / share
+            if accelerator.sync_gradients or each == "clip":
+                accelerator.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            if accelerator.sync_gradients or each == "schedule":
+                scheduler.step()
+            optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                losses.append(total)
+                total = 0.0
     return model, losses
 
 
@@ -87,7 +117,7 @@ def own_losses(accelerator, model, optimizer, scheduler, loader):
 
 
 def summed_losses(accelerator, model, optimizer, scheduler, loader):
-    return loop(accelerator, *accelerator.prepare(model, optimizer, scheduler, loader), exchange="sum")
+    return loop(accelerator, *accelerator.prepare(model, optimizer, scheduler, loader), share=1)
 
 
 def unprepared_loader(accelerator, model, optimizer, scheduler, loader):
@@ -100,6 +130,14 @@ def unprepared_model(accelerator, model, optimizer, scheduler, loader):
 
 def other_clipping(accelerator, model, optimizer, scheduler, loader):
     return loop(accelerator, *accelerator.prepare(model, optimizer, scheduler, loader), clip=5.0)
+
+
+def clips_every_part(accelerator, model, optimizer, scheduler, loader):
+    return loop(accelerator, *accelerator.prepare(model, optimizer, scheduler, loader), clip=0.2, each="clip")
+
+
+def moves_twice(accelerator, model, optimizer, scheduler, loader):
+    return loop(accelerator, *accelerator.prepare(model, optimizer, scheduler, loader), each="schedule")
 
 
 def raises(accelerator, model, optimizer, scheduler, loader):
@@ -131,16 +169,21 @@ WRONG = {
     "08.4": [
         (own_rows, "its own rows"),
         (gathers_all, "counted twice"),
+        (mean_of_ranks, "mean of the ranks"),
         (mean_of_batches, "mean of the batches"),
-        (counts_rows, "not a share"),
+        (is_accuracy, "That is the accuracy"),
+        (with_dropout, "is dropout off"),
+        (left_in_eval, "in the mode it was in"),
         (no_return, "Return one number"),
     ],
     "08.5": [
         (own_losses, "this rank's own"),
-        (summed_losses, "sum over the ranks"),
+        (summed_losses, "a sum over two"),
         (unprepared_loader, "does not deal them out"),
         (unprepared_model, "nothing averages"),
         (other_clipping, "clip where it clips"),
+        (clips_every_part, "clip where it clips"),
+        (moves_twice, "moves once per step"),
         (raises, "raised an exception on a rank"),
     ],
 }
