@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from course_utils import teach
 from course_utils.data import load_classification
 from course_utils.lessons.lesson_06 import figures
-from course_utils.lessons.lesson_06.bag_runs import distil, logits_of, padded, paired_interval, scores, train_bag
+from course_utils.lessons.lesson_06.bag_runs import distil, logits_of, padded, scores, train_bag
 from course_utils.lessons.lesson_06.who_divides import WAYS, compare, on_ranks, survey
 from course_utils.models import load_causal_lm, load_tokenizer
 from course_utils.parallel import run_ranks
@@ -35,6 +35,7 @@ from course_utils.training.class_weights import (
     recalls,
 )
 from course_utils.training.losses import for_trainer
+from course_utils.training.paired import paired_interval
 
 teach.start(source=source, max_steps=max_steps, seed=seed)
 torch.set_num_threads(1)

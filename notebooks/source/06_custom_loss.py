@@ -473,7 +473,7 @@ teach.claim("every loss has a setting", set(chosen) == set(make))
 # about their own spread.)
 
 # %%
-from course_utils.lessons.lesson_06.bag_runs import paired_interval
+from course_utils.training.paired import paired_interval
 
 seeds = range(seed, seed + 5)
 plain_models = [run(for_trainer(cross_entropy), s) for s in seeds]
@@ -711,7 +711,7 @@ for s in range(seed, seed + 3):
 gain = paired_interval(gains["taught"], gains["alone"])
 
 # %% tags=["nbval-ignore-output"]
-print(f"macro-F1 {gain.mean:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}")
+print(f"macro-F1 {gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}")
 teach.claim("no gain that three seeds can tell from 0", gain.low < 0, when=full)
 
 # %% [markdown]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +18,6 @@ from course_utils.training.loop import LoopConfig, train
 from course_utils.training.schedules import make_scheduler
 from course_utils.training.settings import quiet_trainer
 from course_utils.training.trainers import PartsTrainer
-
-# Quantiles of Student's t that leave 2.5 % above, by degrees of freedom.
-T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def padded(tokenizer: Any, split: Any, max_length: int = 48) -> Batch:
@@ -114,26 +110,3 @@ def scores(logits: Tensor, labels: Tensor, counts: Tensor) -> dict[str, float]:
         "macro_f1": macro_f1(predicted, labels, len(counts)),
         "rare_recall": rare.double().nanmean().item(),
     }
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def paired_interval(values: Sequence[float], base: Sequence[float]) -> Interval:
-    """Mean of ``values - base``, seed by seed, with Student's 95 % interval.
-
-    Runs of one seed share initial weights and order, and so a part of their luck, which the difference removes.
-
-    Raises:
-        ValueError: fewer than two pairs, more than ten, or lists of different lengths.
-    """
-    if not 2 <= len(values) == len(base) <= 10:
-        raise ValueError(f"{len(values)} values and {len(base)} to compare with; allowed: 2 to 10 of each")
-    differences = [value - other for value, other in zip(values, base, strict=True)]
-    half = T_QUANTILE[len(differences) - 1] * stdev(differences) / len(differences) ** 0.5
-    return Interval(mean(differences), mean(differences) - half, mean(differences) + half)

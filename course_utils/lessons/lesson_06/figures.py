@@ -13,7 +13,7 @@ from course_utils.teach.figure import COLORS, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from course_utils.lessons.lesson_06.bag_runs import Interval
+    from course_utils.training.intervals import Interval
 
 __all__ = [
     "boundary",

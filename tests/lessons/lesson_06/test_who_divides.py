@@ -2,7 +2,6 @@
 
 import pytest
 
-from course_utils.lessons.lesson_06.bag_runs import paired_interval
 from course_utils.lessons.lesson_06.who_divides import WAYS, compare, evaluated, full_batch, worst_of_losses
 
 FOUR = {"model: mean, **kwargs ignored": 4, "function: mean": 4, "override: mean, **kwargs model": 4}
@@ -35,19 +34,3 @@ def test_eval_loss_on_one_process(name):
 def test_the_reference_is_torchs_mean():
     loss, gradient = full_batch(ragged=True)
     assert 1 < loss < 3 and gradient.norm() > 0
-
-
-def test_paired_interval_equals_scipys():
-    from scipy import stats
-
-    values, base = [0.5, 0.7, 0.4, 0.9], [0.4, 0.5, 0.45, 0.6]
-    expected = stats.ttest_rel(values, base).confidence_interval(0.95)
-    found = paired_interval(values, base)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
-    assert found.mean == pytest.approx(0.1375)
-
-
-@pytest.mark.parametrize("values", [[1.0], [1.0] * 11])
-def test_paired_interval_wants_two_to_ten(values):
-    with pytest.raises(ValueError, match="allowed: 2 to 10"):
-        paired_interval(values, values)
