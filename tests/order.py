@@ -7,10 +7,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Each test of these files is a group of its own; the tests of any other file, and a notebook's cells, stay together.
 EVERY_TEST_ALONE = ("tests/lessons/test_short_runs.py",)
+# All files of these folders are one group: they share what a start of ranks has made.
+FOLDERS_TOGETHER = ("tests/parallel/convert",)
 # After the notebooks and the short runs of lessons: files of 20 to 160 CPU-seconds, and SLURM's, which waits 100 s.
 LONGEST_FILES = (
     "tests/launch/test_run_here.py",
     "tests/launch/files/test_slurm_cluster.py",
+    "tests/parallel/test_restarts.py",
+    "tests/parallel/convert",
     "tests/test_hub.py",
     "tests/parallel/test_cpu_fsdp.py",
     "tests/test_lesson_runs.py",
@@ -30,6 +34,9 @@ LONGEST_FILES = (
 def group(nodeid: str) -> str:
     """What an item shares a worker with: items of one group run one after the other, on one worker."""
     path = nodeid.partition("::")[0]
+    folder = path.rpartition("/")[0]
+    if folder in FOLDERS_TOGETHER:
+        return folder
     return nodeid if path in EVERY_TEST_ALONE else path
 
 
@@ -40,6 +47,7 @@ def rank(nodeid: str) -> int:
         return 0
     if path in EVERY_TEST_ALONE:
         return 1
+    path = group(nodeid)
     return 2 + (LONGEST_FILES.index(path) if path in LONGEST_FILES else len(LONGEST_FILES))
 
 

@@ -16,6 +16,7 @@ SHORT = "tests/lessons/test_short_runs.py::test_few_steps"
         ("notebooks/05_x.ipynb::Cell 3", "notebooks/05_x.ipynb"),
         ("tests/data/test_cache.py::test_x[a::b]", "tests/data/test_cache.py"),
         (f"{SHORT}[05_x]", f"{SHORT}[05_x]"),
+        ("tests/parallel/convert/test_x.py::test_y", "tests/parallel/convert"),
     ],
 )
 def test_groups(nodeid, group):

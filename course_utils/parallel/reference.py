@@ -44,12 +44,20 @@ def new_optimizer(model: nn.Module) -> torch.optim.AdamW:
 def rows(source: str = "local") -> list[list[int]]:
     """Token ids of the classification task's training sentences, at most ``MAX_LENGTH`` each, shortest 4."""
     from course_utils.data import load_classification
-    from course_utils.models import load_tokenizer
 
     texts = list(load_classification(source)["train"][:2000]["text"])
+    return [ids for ids in encode(texts, source) if len(ids) >= 4]
+
+
+def encode(texts: list[str], source: str = "local") -> list[list[int]]:
+    """Token ids of ``texts``, at most ``MAX_LENGTH`` each.
+
+    The tokenizer knows more words than this model: ids are folded into its vocabulary, the special ones kept.
+    """
+    from course_utils.models import load_tokenizer
+
     encoded = load_tokenizer(source)(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
-    # The tokenizer knows more words than this model: ids are folded into its vocabulary, the special ones kept.
-    return [[i if i < 8 else 8 + i % (VOCAB_SIZE - 8) for i in ids] for ids in encoded if len(ids) >= 4]
+    return [[i if i < 8 else 8 + i % (VOCAB_SIZE - 8) for i in ids] for ids in encoded]
 
 
 def global_batches(steps: int, size: int = 8, seed: int = 0, source: str = "local") -> list[Batch]:

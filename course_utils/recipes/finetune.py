@@ -20,6 +20,10 @@ CPU with 2 processes, to try the whole way before a cluster is paid for:
     torchrun --standalone --nproc-per-node 2 -m course_utils.recipes.finetune --use_cpu \\
         --model_name_or_path course/encoder --output_dir runs/cpu --max_steps 20
 
+The settings as a file, and a folder named after them (`output_dir: runs/{run}`):
+
+    python -m course_utils.recipes.finetune run.yaml
+
 `python -m course_utils.launch write` writes such lines for a given cluster, and those for accelerate and DeepSpeed.
 
 Rows are `text` and `label` for classification; `text`, or `prompt` and `completion` (only the completion is learnt),
@@ -33,6 +37,7 @@ that TRL's SFT script has too mean the same there.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -135,12 +140,27 @@ class Parser(HfArgumentParser):
 def read_settings(arguments: list[str] | None = None) -> tuple[Config, TrainingArguments]:
     """The command line as two typed objects; ``arguments`` None: that of this process.
 
+    A single argument that ends in ``.yaml`` is a file with the same names: ``finetune run.yaml``.
+    ``{run}`` in ``output_dir`` becomes ``run_name``.
+
     Raises:
         ValueError: an unknown flag or value.
     """
     description = __doc__.replace("%", "%%")
     parser = Parser((Config, TrainingArguments), description=description, allow_abbrev=False)
-    return parser.parse_args_into_dataclasses(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    is_file = len(given) == 1 and given[0].endswith((".yaml", ".yml"))
+    config, args = parser.parse_yaml_file(given[0]) if is_file else parser.parse_args_into_dataclasses(given)
+    args.output_dir = args.output_dir.replace("{run}", run_name(config, args))
+    return config, args
+
+
+def run_name(config: Config, args: TrainingArguments) -> str:
+    """A folder's name that says what ran: ``qwen3-0.6b_lora16_lr0.0002_b8x4_seed0``; the same flags, the same name."""
+    model = config.model_name_or_path.rstrip("/").rpartition("/")[2].lower()
+    adapters = f"lora{config.lora_r}" if config.use_peft else "full"
+    batch = f"b{args.per_device_train_batch_size}x{args.gradient_accumulation_steps}"
+    return f"{model}_{adapters}_lr{args.learning_rate:g}_{batch}_seed{args.seed}"
 
 
 def load_words(config: Config) -> PreTrainedTokenizerBase:

@@ -218,3 +218,16 @@ def test_a_strategy_that_is_not_in_use_is_refused(run, monkeypatch):
     trainer.args.fsdp = True
     with pytest.raises(WrongRun, match="FSDP was asked for, but the run would be NO"):
         check_ranks(trainer)
+
+
+def test_a_yaml_file_is_read_like_flags_and_the_folder_says_what_runs(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("output_dir: runs/{run}\ntask: causal_lm\nmodel_name_or_path: course/causal\nuse_peft: true\n"
+                    "learning_rate: 2.0e-4\nuse_cpu: true\n")  # fmt: skip
+    flags = ["--output_dir=runs/{run}", "--task=causal_lm", "--model_name_or_path=course/causal", "--use_peft"]
+    settings = [finetune.read_settings(given) for given in ([str(file)], [*flags, "--learning_rate=2e-4", "--use_cpu"])]
+    assert settings[0][0] == settings[1][0]
+    assert [args.output_dir for _, args in settings] == ["runs/causal_lora16_lr0.0002_b8x1_seed42"] * 2
+    file.write_text("output_dir: o\nlerning_rate: 1\n")
+    with pytest.raises(ValueError, match="lerning_rate"):
+        finetune.read_settings([str(file)])

@@ -14,6 +14,7 @@ _WHERE = {
     "LearningRateLogger": "learning_rate",
     "LivePlot": "live_plot",
     "PlateauStop": "plateau",
+    "PredictionImages": "prediction_images",
     "SaveBest": "save_best",
     "StopTogether": "stop_together",
     "Throughput": "throughput",

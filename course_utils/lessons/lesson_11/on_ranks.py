@@ -1,0 +1,156 @@
+"""What the ranks of lesson 11 measure: gradients, timelines, times of an all-reduce, broken variants."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from course_utils.data.batches import to_device
+from course_utils.parallel import reference
+from course_utils.parallel.collectives import all_reduce_ring
+from course_utils.parallel.data_parallel import AverageAfter, AverageInBuckets
+from course_utils.parallel.links import GroupLink, join_group
+
+WIDE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8}
+SHOWN = "model.layers.0.self_attn.k_proj.weight"  # (32, 64): the gradient that is drawn
+
+
+def one_gradient(source: str, seed: int, rows: str = "mine") -> dict[str, Any]:
+    """Gradient of the mean loss per target in the first batch, for ``SHOWN``, on this rank's rows or on "all" rows."""
+    link = join_group()
+    batch = reference.global_batches(1, seed=seed, source=source)[0]
+    if rows == "mine":
+        batch = reference.share(batch, link.rank, link.size)
+    model, targets = reference.new_model(seed), reference.count_targets(batch)
+    (reference.summed_loss(model, batch) / targets).backward()
+    return {"gradient": model.get_parameter(SHOWN).grad.tolist(), "targets": targets}
+
+
+def timeline(kind: str, bucket_bytes: int = 2**20, steps: int = 4) -> dict[str, Any]:
+    """When backward and each all-reduce began and ended in the last of ``steps`` steps of a wider model, in ms.
+
+    Args:
+        kind: "naive" or "bucketed".
+
+    Returns:
+        ``backward``: (0, end); ``exchanges``: (number, begin, end) each; ``whole``: until the average is there;
+        ``steps``: that time for each step but the first.
+    """
+    link = join_group()
+    torch.set_num_threads(1)
+    model = reference.new_model(**WIDE).to(link.device)
+    wrapped = AverageAfter(model, link) if kind == "naive" else AverageInBuckets(model, link, True, bucket_bytes)
+    batch = to_device(reference.share(reference.global_batches(1)[0], link.rank, link.size), link.device)
+    found = []
+    for _ in range(steps):
+        model.zero_grad()
+        loss = reference.summed_loss(wrapped, batch)
+        link.all_reduce(torch.zeros(1, device=link.device))  # both begin together
+        begun = time.perf_counter()
+        loss.backward()
+        ended = time.perf_counter()
+        wrapped.finish()
+        marks = {"backward": [0.0, ended - begun], "whole": time.perf_counter() - begun}
+        found.append(marks | {"exchanges": [(n, a - begun, b - begun) for n, a, b in wrapped.spans]})
+    last = {name: _in_ms(value) for name, value in found[-1].items() if name != "exchanges"}
+    exchanges = [[int(n), 1000 * a, 1000 * b] for n, a, b in found[-1]["exchanges"]]
+    return last | {"exchanges": exchanges, "steps": [1000 * step["whole"] for step in found[1:]]}
+
+
+def _in_ms(value: Any) -> Any:
+    return [1000 * v for v in value] if isinstance(value, list) else 1000 * value
+
+
+def all_reduce_times(sizes: list[int], repeats: int = 5) -> dict[str, list[float]]:
+    """Median milliseconds of an all-reduce of so many float32 numbers: torch's, and the ring by hand."""
+    link, found = join_group(), {"torch": [], "ring by hand": []}
+    ways = {"torch": link.all_reduce, "ring by hand": lambda tensor: all_reduce_ring(link, tensor)}
+    for size in sizes:
+        for name, way in ways.items():
+            tensor, seconds = torch.zeros(size, device=link.device), []
+            for _ in range(repeats):
+                link.all_reduce(torch.zeros(1, device=link.device))
+                begun = time.perf_counter()
+                way(tensor)
+                seconds.append(time.perf_counter() - begun)
+            found[name].append(1000 * median(seconds))
+    return found
+
+
+def ring_traffic(elements: int) -> dict[str, int]:
+    """Messages and bytes that this rank sends in a ring all-reduce, and whether the sum is right."""
+    link = join_group()
+    numbers = torch.arange(elements, dtype=torch.float32, device=link.device) * (link.rank + 1)
+    expected = torch.arange(elements, dtype=torch.float32) * sum(range(1, link.size + 1))
+    right = torch.equal(all_reduce_ring(link, numbers).cpu(), expected)
+    return {"messages": link.messages, "bytes": link.bytes, "right": right}
+
+
+def window_of_four(quiet: bool, source: str, seed: int) -> dict[str, Any]:
+    """Gradients of a window of four micro-batches, averaged once (``quiet``: the others under no_sync) or four times.
+
+    Returns:
+        ``messages`` and ``bytes`` that were sent, and some numbers of the resulting ``gradient``.
+    """
+    link = join_group()
+    model = reference.new_model(seed).to(link.device)
+    wrapped = AverageInBuckets(model, link, bucket_bytes=128 * 1024)
+    own = reference.share(reference.global_batches(1, seed=seed, source=source)[0], link.rank, link.size)
+    for number in range(4):
+        part = to_device(reference.share(own, number, 4), link.device)
+        last = number == 3
+        with nullcontext() if last or not quiet else wrapped.no_sync():
+            reference.summed_loss(wrapped, part).backward()
+        if last or not quiet:
+            wrapped.finish()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return {"messages": wrapped.messages, "bytes": wrapped.bytes, "gradient": gradient[::101].tolist()}
+
+
+def train_from_seeds(same: bool, equal_start: bool, steps: int, seed: int, source: str) -> dict[str, Any]:
+    """The reference run by hand; the ranks' models are drawn from the ``same`` seed or not, and made equal or not.
+
+    Returns:
+        ``apart``: largest difference of a weight between rank 0 and the others after each step; ``loss``: of this
+        rank's model on a batch that nobody trained on; ``sample``: some weights.
+    """
+    link = join_group()
+    model = reference.new_model(seed if same else 100 * link.rank + seed).to(link.device)
+    wrapped, apart = AverageInBuckets(model, link, equal_start), []
+    optimizer = reference.new_optimizer(model)
+    batches = reference.global_batches(steps + 4, seed=seed, source=source)
+    for batch in batches[:steps]:
+        mine = to_device(reference.share(batch, link.rank, link.size), link.device)
+        targets = link.all_reduce(torch.tensor(reference.count_targets(mine), device=link.device))
+        (reference.summed_loss(wrapped, mine) * link.size / targets).backward()
+        wrapped.finish()
+        optimizer.step()
+        optimizer.zero_grad()
+        apart.append(_apart(reference.flat_weights(model), link))
+    with torch.no_grad():
+        unseen = [to_device(batch, link.device) for batch in batches[steps:]]
+        held_out = [reference.summed_loss(model, b).item() / reference.count_targets(b) for b in unseen]
+    sample = reference.flat_weights(model)[::101].tolist()
+    return {"apart": apart, "loss": sum(held_out) / len(held_out), "sample": sample}
+
+
+def _apart(weights: Tensor, link: GroupLink) -> float:
+    """How far this rank's weights are from rank 0's; the largest over the ranks, on every rank."""
+    from torch import distributed as dist
+
+    weights = weights.to(link.device)
+    first = weights.clone()
+    dist.broadcast(first, 0)
+    distance = (weights - first).abs().max()
+    dist.all_reduce(distance, op=dist.ReduceOp.MAX)
+    return distance.item()
+
+
+def toy_model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))

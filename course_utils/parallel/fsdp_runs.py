@@ -1,0 +1,157 @@
+"""The reference run (``reference.py``), sharded in every way of lesson 12, on the ranks that call it.
+
+    ranks = shared_ranks(2)
+    ranks(train_sharded, kind="fully_shard", steps=8)   # -> one dict a rank
+
+Each result says what really ran (world size, backend, distributed type, wrapper, local shard shapes), what the rank
+held, the losses, and how far the final weights are from one process on the same global batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from course_utils.parallel import reference
+from course_utils.parallel.held import held
+from course_utils.parallel.sharded import join, make_adamw, my_rows, rehearsal, set_up, shard_shapes, whole_weights
+from course_utils.parallel.zero import STAGES
+
+KINDS = ("ddp", *STAGES, "fully_shard", "fsdp1", "fsdp2", "fsdp2_trainer")
+
+
+@functools.cache
+def _alone(steps: int, seed: int, source: str) -> dict[str, Any]:
+    return reference.train_alone(steps, seed=seed, source=source)
+
+
+def train_sharded(
+    kind: str, steps: int = 8, seed: int = 0, source: str = "local", rehearse: bool = True, **options: Any
+) -> dict[str, Any]:
+    """Train the reference run in the way ``kind`` on the ranks that call it.
+
+    Args:
+        kind: one of ``KINDS``: "zero1", "zero2", "zero3" by hand; "fully_shard" (torch's FSDP2); "fsdp1" (torch's
+            ``FullyShardedDataParallel``); "fsdp2" (FSDP2 through ``Accelerator``); "fsdp2_trainer" (through
+            ``TrainingArguments``); "ddp" for comparison.
+        steps: optimizer steps, >= 2.
+        rehearse: False: accelerate is not told to shard on CPU ranks (see ``rehearsal``), and does not.
+        **options: for zero3 and fully_shard ``reshard_after_forward``; for fully_shard what ``shard`` takes; for fsdp2
+            fields of accelerate's plugin, or ``environment``: the variables that ``accelerate launch`` makes of a YAML
+            file; for fsdp2_trainer keys of ``fsdp_config``.
+
+    Returns:
+        ``losses`` (a float a step), ``from_alone`` and ``losses_from_alone`` (largest difference to one process),
+        ``world_size``, ``backend``, ``distributed_type``, ``wrapper``, ``shards`` (name -> local shape), ``held``
+        (bytes before the last optimizer step).
+
+    Raises:
+        ValueError: an unknown ``kind``.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not known; allowed: {', '.join(KINDS)}")
+    device = join()
+    run = {"steps": steps, "seed": seed, "source": source}
+    if kind == "fsdp2_trainer":
+        found = _with_trainer(rehearse=rehearse, **run, **options)
+    elif kind == "fsdp2":
+        with rehearsal(rehearse):
+            found = _train(kind, device, **run, **options)
+    else:
+        found = _train(kind, device, **run, **options)
+    alone = _alone(steps, seed, source)
+    apart = [abs(a - b) for a, b in zip(found["losses"], alone["losses"], strict=True)]
+    found["from_alone"] = (found.pop("weights") - alone["weights"]).abs().max().item()
+    return {
+        **found,
+        "losses_from_alone": max(apart),
+        "world_size": dist.get_world_size(),
+        "backend": dist.get_backend(),
+    }
+
+
+def _train(kind: str, device: torch.device, steps: int, seed: int, source: str, **options: Any) -> dict[str, Any]:
+    """The loop of ``reference.train_alone``, with this rank's rows."""
+    model, optimizer, step, facts = set_up(kind, reference.new_model(seed).to(device), **options)
+    scale = (
+        1 if kind in STAGES else dist.get_world_size()
+    )  # by hand gradients are summed; DDP and FSDP divide by the ranks
+    losses = []
+    for number, batch in enumerate(reference.global_batches(steps, seed=seed, source=source)):
+        loss = reference.summed_loss(model, my_rows(batch, device)) / reference.count_targets(batch)
+        (loss * scale).backward()
+        if number == steps - 1:
+            facts["held"] = held(model, optimizer)
+        step()
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        losses.append(total.item())
+    return {"losses": losses, "weights": facts.pop("gather")(), **facts}
+
+
+def _with_trainer(steps: int, seed: int, source: str, rehearse: bool, **config: Any) -> dict[str, Any]:
+    """FSDP2 through ``TrainingArguments``: the same rows in the same order, AdamW with one group, no clipping."""
+    from transformers import TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    batches = reference.global_batches(steps, seed=seed, source=source)
+    rows = [{name: value[i] for name, value in batch.items()} for batch in batches for i in range(8)]
+    found: dict[str, Any] = {}
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            if state.global_step == steps - 1:
+                found["held"] = held(trainer.model_wrapped, optimizer)
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder,
+            use_cpu=not torch.cuda.is_available(),
+            fsdp=True,
+            fsdp_config={"transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]} | config,
+            per_device_train_batch_size=8 // dist.get_world_size(),
+            train_sampling_strategy="sequential",
+            max_steps=steps,
+            max_grad_norm=0,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            report_to="none",
+            save_strategy="no",
+        )
+        with rehearsal(rehearse):  # TrainingArguments has let the ranks meet; the Trainer makes its Accelerator
+            trainer = _one_group()(
+                reference.new_model(seed),
+                args,
+                train_dataset=rows,
+                data_collator=lambda some: {name: torch.stack([row[name] for row in some]) for name in some[0]},
+                callbacks=[Look()],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+            return found | {
+                "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+                "weights": whole_weights(trainer.model_wrapped),
+                "distributed_type": trainer.accelerator.distributed_type.name,
+                "wrapper": type(trainer.model_wrapped).__name__,
+                "shards": shard_shapes(trainer.model_wrapped),
+            }
+
+
+def _one_group() -> type:
+    """A Trainer whose AdamW is the reference's: decay on all parameters, norms included."""
+    from transformers import Trainer
+
+    class OneGroup(Trainer):
+        def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+            self.optimizer = make_adamw(list((self.model if model is None else model).parameters()))
+            return self.optimizer
+
+    return OneGroup

@@ -1,0 +1,884 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 13 · DeepSpeed: ZeRO behind one JSON
+#
+# Lesson 12 cut optimizer state, gradients and weights into slices by hand, and let FSDP do it. DeepSpeed is the library
+# that ZeRO was written for. It takes your model and your optimizer, and a JSON file says what becomes of them. This
+# lesson reads that file line by line, measures what each line does, and shows which lines do something else than they
+# seem to.
+#
+# **You will be able to**
+#
+# - train through DeepSpeed's engine, the Trainer and Accelerate, and show that the run is the one of one process;
+# - predict what each rank holds in ZeRO-1, 2 and 3, with and without offloading, and choose a stage for a budget;
+# - say who fills in `"auto"`, and with what;
+# - find the lines of a JSON that change a run without an error;
+# - turn a DeepSpeed checkpoint into a Hugging Face folder;
+# - choose between FSDP and DeepSpeed by numbers.
+#
+# **Minutes:** {minutes} · **Prerequisites:** lessons 08 (Accelerate), 11 (collectives, DDP) and 12 (ZeRO by hand,
+# FSDP).
+
+# %% tags=["parameters"]
+source = "local"  # "local": offline; "hub": the public data sets and models
+max_steps = 20  # optimizer steps of the runs that are compared
+seed = 0
+
+# %%
+from course_utils import teach
+
+teach.start(source=source, max_steps=max_steps, seed=seed)
+
+# %% [markdown]
+# ## 1 · Where we are going
+#
+# DeepSpeed puts one object around model and optimizer: the **engine**. The loop calls it three times.
+
+# %%
+from course_utils.lessons.lesson_13 import figures, runs
+
+teach.show(figures.flow())
+
+# %% [markdown]
+# The run is the one that lessons 11 and 12 repeat (`course_utils/parallel/reference.py`): a small decoder of P
+# parameters without dropout, AdamW, batches of 8 rows of unequal length. Its sentences are those of lesson
+# 01's task, of the kind of these, which are this project's own:
+
+# %%
+import torch
+
+from course_utils.data.own_text import own_sentences
+from course_utils.parallel import reference
+
+torch.set_num_threads(1)
+for sentence in own_sentences()[:3]:
+    print("-", sentence)
+first = runs.example(source)
+print({name: tuple(value.shape) for name, value in first["batch"].items()})
+print("targets on rank 0 and rank 1:", *first["targets"])
+
+# %% [markdown]
+# `runs.lesson_ranks()` gives lesson 08's two ranks, processes beside this kernel that stay. DeepSpeed is installed on
+# Linux only: on Windows and macOS nothing is started, and every cell shows the results of a Linux machine instead. On a
+# machine with a GPU for each rank the same cells use NCCL; here gloo carries the exchanges.
+#
+# The finished thing first: the same run in DeepSpeed's stages, two micro-batches a step, and what rank 0 holds between
+# them. Stage 0 is plain data parallel.
+
+# %%
+from course_utils.parallel.deepspeed_runs import train_engine
+
+ranks = runs.LessonRanks()
+run = {"source": source, "seed": seed, "steps": 4, "accumulation": 2}
+stages = {stage: ranks(train_engine, stage=stage, **run) for stage in (0, 1, 2, 3)}
+P = sum(p.numel() for p in reference.new_model(seed).parameters())
+held = {runs.NAMES[stage]: both[0]["bytes"] for stage, both in stages.items()}
+predicted = {runs.NAMES[stage]: runs.predicted(P, 2, stage) for stage in stages}
+teach.show(figures.bytes_per_rank(held, predicted))
+
+# %%
+print(f"P = {P:,} parameters")
+for name in ("world_size", "backend", "wrapper", "optimizer", "shards"):
+    print(f"{name:11}", stages[3][0][name])
+both = stages[3]
+met = all(rank["world_size"] == 2 for rank in both)
+engines = all(rank["wrapper"] == "DeepSpeedEngine" for rank in both)
+teach.claim("two ranks met, and the engine ran on both", met and engines)
+
+# %% [markdown]
+# Read `shards`: of the embedding's 512 x 64 numbers each rank keeps 16,384, half of them, in one row. The optimizer
+# works on half of all P numbers. A launcher ends with code 0 whether or not this is so; these facts come from inside.
+#
+# ## 2 · The JSON, line by line
+#
+# One block for the batch, one for the optimizer, and `zero_optimization`. Written as a Python function, since the
+# numbers depend on the number of ranks:
+
+
+# %%
+def make_config(stage, size, accumulation=1):
+    """size: ranks."""
+    zero = {"stage": stage}
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0
+    return {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 8 // size // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }
+
+
+print(make_config(2, size=2))
+
+# %% [markdown]
+# A larger one, for GPUs, with most of the lines that this lesson uses:
+
+# %%
+teach.show(figures.annotated(runs.LARGER))
+
+# %% [markdown]
+# The first three lines must fit together:
+#
+# $$\text{train\_batch\_size} = \text{micro batch} \times \text{accumulation} \times \text{ranks}$$
+#
+# Give two of them and DeepSpeed computes the third. Give three that contradict each other, and it says so. The function
+# returns what the config's reader raised; `begin` makes the process a rank that DeepSpeed knows, and sees to it that no
+# C++ is compiled on a machine without a GPU.
+
+
+# %%
+def complaint(config):
+    from course_utils.parallel.deepspeed_runs import begin
+
+    begin()
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        read = DeepSpeedConfig(config)
+    except Exception as error:
+        return str(error)
+    return f"fine: {read.train_batch_size} rows a step"
+
+
+three = make_config(2, 2) | {"gradient_accumulation_steps": 2}
+print("three that contradict:", ranks(complaint, config=three)[0])
+two = {name: value for name, value in three.items() if name != "train_batch_size"}
+derived = ranks(complaint, config=two)[0]
+print("two of them:", derived)
+teach.claim("4 rows x 2 micro-batches x 2 ranks are 16", "16 rows" in derived)
+
+# %% [markdown]
+# ## 3 · The engine: three calls in the loop
+#
+# `deepspeed.initialize` returns four things, of which the engine is the first. What changes in the loop:
+#
+# - `engine.backward(loss)` instead of `loss.backward()`: it divides by the micro-batches of a step and averages
+#   gradients over ranks. Hence `* size`: our loss is divided by the targets of *all* ranks already.
+# - `engine.step()` clips, updates, and sets gradients to zero. Call it after *every* micro-batch: the engine counts
+#   them and acts at the last one of a window only.
+# - No `optimizer.step()`, no `zero_grad()`, no `no_sync()`.
+
+
+# %%
+import torch.distributed as dist
+
+from course_utils.data.batches import to_device
+
+
+def train_zero(stage, source, max_steps, seed):
+    from course_utils.parallel.deepspeed_runs import begin, facts
+
+    begin()
+    import deepspeed
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    model = reference.new_model(seed)
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        optimizer=reference.new_optimizer(model),
+        config=make_config(stage, size),
+    )
+    losses = []
+    for batch in reference.global_batches(max_steps, 8, seed, source):
+        mine = to_device(reference.share(batch, rank, size), engine.device)
+        targets = reference.count_targets(batch)
+        loss = reference.summed_loss(engine, mine) / targets
+        engine.backward(loss * size)
+        engine.step()
+        total = loss.detach()
+        dist.all_reduce(total)
+        losses.append(total.item())
+    return facts(engine, model, losses, seed=seed, source=source)
+
+
+# %% [markdown]
+# `facts` collects what ran, and how far losses and final weights are from `train_alone`, the loop of one process.
+
+# %%
+loop = {"source": source, "max_steps": max_steps, "seed": seed}
+zero = {stage: ranks(train_zero, stage=stage, **loop) for stage in (1, 2, 3)}
+rows = [(f"ZeRO-{n}", both[0]["from_alone"], 1e-3) for n, both in zero.items()]
+for stage, both in zero.items():
+    losses = both[0]["losses"]
+    print(f"ZeRO-{stage}: loss {losses[0]:.2f} -> {losses[-1]:.2f}", end="; ")
+    print(f"optimizer {both[0]['optimizer']}")
+off = max(rank["losses_from_alone"] for both in zero.values() for rank in both)
+weights = max(rank["from_alone"] for both in zero.values() for rank in both)
+teach.claim("losses of stages 1, 2, 3 equal one process within 1e-4", off < 1e-4)
+teach.claim("their final weights do within 1e-3", weights < 1e-3)
+
+# %% [markdown]
+# The stages change where numbers lie, not which numbers. What is left is the order of float32 sums, which AdamW
+# enlarges where a gradient is nearly zero (lesson 08). The last section compares every way of training in one table.
+#
+# ## 4 · What each rank holds
+#
+# The figure at the top again, as a formula. In fp32 with AdamW, for P parameters on N ranks, between two micro-batches:
+#
+# | bytes | stage 0 | 1 | 2 | 3 |
+# |---|---|---|---|---|
+# | weights | 4 P | 4 P | 4 P | 4 P/N |
+# | gradients | 4 P | 4 P | 4 P/N | 4 P/N |
+# | DeepSpeed's copy of the weights for the update | - | 4 P/N | 4 P/N | 4 P/N |
+# | AdamW's two moments | 8 P | 8 P/N | 8 P/N | 8 P/N |
+#
+# The **master copy** makes sense in 16 bit: weights and gradients take 2 bytes each, and the update is made on fp32
+# copies. In fp32 the weights are there twice. Lesson 15's planner uses the same formulas; it must agree with the ranks:
+
+# %%
+plans = {stage: runs.planned(stage) for stage in (1, 2, 3)}
+for stage, plan in plans.items():
+    seen = stages[stage][0]["bytes"]
+    print(f"ZeRO-{stage}", *(f"{k} {seen[k]:,} / {plan[k]:,};" for k in plan))
+exact = ("parameters", "master copies", "optimizer")
+pairs = [(rank["bytes"], plans[n]) for n in plans for rank in stages[n]]
+equal = all(seen[kind] == plan[kind] for seen, plan in pairs for kind in exact)
+largest = 4 * 512 * 64  # bytes of the largest tensor, the embedding
+gap = max(abs(r["bytes"]["gradients"] - plans[2]["gradients"]) for r in stages[2])
+teach.claim("weights, copies and moments are the planner's", equal)
+teach.claim("stage 2's gradients: within one tensor of it", 0 < gap < largest)
+
+# %% [markdown]
+# (measured / planned.) Stage 2 cuts the row of all gradients in the middle, and the middle lies inside a tensor:
+# between micro-batches both ranks keep that tensor whole.
+#
+# ### Exercise 13.1 · predict
+#
+# A model of 30 million parameters in fp32, AdamW, **ZeRO-1 on 8 ranks**. How many MB (millions of bytes) does a rank
+# hold of each kind between two micro-batches?
+
+# %%
+prediction = ...  # {"parameters": 0, "gradients": 0, "copies": 0, "optimizer": 0}
+
+# %%
+teach.check("13.1", prediction)
+
+# %% [markdown]
+# ### Offloading
+#
+# What is not used most of the time can wait elsewhere. `"offload_optimizer": {"device": "cpu"}` keeps the master
+# copies, the moments and the reduced gradients in the machine's memory, and the CPU makes the update (ZeRO-Offload).
+# `"offload_param"`, stage 3 only, keeps the slices of the weights there too. While offloading, DeepSpeed insists on an
+# AdamW of its own for the CPU, which is compiled at first use; `"zero_force_ds_cpu_optimizer": false` lets torch's
+# do it. On CPU ranks both are the same memory, so
+# that only the equality can be shown here:
+
+# %%
+quick = {"source": source, "seed": seed, "steps": 3}
+second = ranks(train_engine, stage=2, offload="optimizer", **quick)
+third = ranks(train_engine, stage=3, offload="all", **quick)
+far = max(rank["from_alone"] for rank in [*second, *third])
+teach.claim("offloaded runs equal one process within 1e-4", far < 1e-4)
+
+# %% [markdown]
+# What it is for takes a planner: lesson 15's computes the memory of a run before a GPU is rented. Qwen3-32B on one
+# machine of 8 GPUs with 80 GiB each and 2 TiB of its own, bf16, activations recomputed:
+
+# %%
+large = runs.offload_plans("Qwen/Qwen3-32B")
+memory = {name: (p.total / 2**30, p.host_total / 2**30) for name, p in large.items()}
+teach.show(figures.offload(memory, limit=80, host=2048))
+slow = large["ZeRO-3"].speed.step, large["ZeRO-3 + optimizer offload"].speed.step
+print(f"planned step: {slow[0]:.1f} s in GPU memory, {slow[1]:.1f} s offloaded")
+fits = [name for name, plan in large.items() if plan.fits]
+print("fits:", ", ".join(fits))
+teach.claim("ZeRO-3 fits only with offloading", fits and "ZeRO-3" not in fits)
+teach.claim("offloading costs over 5x in the plan", slow[1] > 5 * slow[0])
+
+# %% [markdown]
+# **ZeRO-Infinity** goes one floor down: `"device": "nvme"`, and a folder on a fast disk. The arithmetic decides. A step
+# reads the master copies and moments (12 bytes a parameter) and writes them again:
+
+# %%
+parameters = large["ZeRO-3"].parameters
+moved = 2 * 12 * parameters  # bytes a step, by all ranks of the machine
+speed = 10e9  # bytes/s: assumed, several NVMe disks together
+print(f"{moved / 1e9:,.0f} GB a step: {moved / speed:.0f} s at 10 GB/s")
+teach.claim("the disk alone takes over 10 s for each step", moved / speed > 10)
+
+# %% [markdown]
+# That is bearable when a step accumulates many micro-batches, and hopeless when it holds one. NVMe offloading needs the
+# library libaio and a GPU: it cannot be rehearsed here.
+#
+# ## 5 · Buckets, and a threshold that is a trap
+#
+# `reduce_bucket_size` says how many gradients are collected before they are exchanged, in elements. Large buckets
+# mean few calls, and a buffer of that size on every rank: the default of 500 million elements takes a GB in 16 bit.
+# We count exchanges of one step:
+
+# %%
+default = {n: ranks(train_engine, stage=n, **quick)[0] for n in (0, 1, 2, 3)}
+both = {500_000_000: (default[2]["exchanged"], default[3]["exchanged"])}
+for size in (20_000, 4_096):
+    run = quick | {"zero": {"reduce_bucket_size": size}, "steps": 2}
+    sent = [ranks(train_engine, stage=n, **run)[0]["exchanged"] for n in (2, 3)]
+    both[size] = sent
+counts = {size: runs.reductions(*pair) for size, pair in both.items()}
+teach.show(figures.buckets(counts))
+least, most = counts[500_000_000], counts[4_096]
+teach.claim("one bucket for all: one call", set(least.values()) == {1})
+teach.claim("4,096 elements: over ten calls", min(most.values()) > 10)
+
+# %% [markdown]
+# A tensor that is larger than the bucket goes alone. The Hugging Face default (`"auto"`) is the hidden size squared.
+#
+# `stage3_param_persistence_threshold`: tensors with fewer elements stay whole on all ranks, because gathering small
+# ones costs more than it saves. The default is 100,000. What does that mean for a model like ours?
+
+# %%
+line = "stage3_param_persistence_threshold"
+unset = ranks(train_engine, stage=3, without=[line], **quick)[0]
+whole, cut = (one["bytes"]["parameters"] for one in (unset, default[3]))
+print(f"bytes of weights on rank 0: threshold 0: {cut:,}, default: {whole:,}")
+print(f"all weights on one rank: {4 * P:,}")
+teach.claim("threshold 0: half of the weights", cut == 4 * P // 2)
+teach.claim("default: more than the whole model on each rank", whole > 4 * P)
+
+# %% [markdown]
+# With the default *nothing* is divided: every tensor is smaller than the threshold, all are kept whole, and the
+# slice comes on top. The run is right, it says ZeRO-3, and it saves nothing. On a large model the default is fine:
+# only norms and biases are that small. Look at the bytes, as here.
+#
+# ## 6 · "auto": who fills it in
+#
+# DeepSpeed itself does not know the word `"auto"`. The Hugging Face integrations replace it: the Trainer from
+# `TrainingArguments`, Accelerate from what it is given in `prepare`. The same JSON through both:
+#
+# ```python
+# args = TrainingArguments(..., deepspeed="zero3.json")   # or a dict
+# trainer = Trainer(model, args, ...)
+#
+# plugin = DeepSpeedPlugin(hf_ds_config="zero3.json")
+# accelerator = Accelerator(deepspeed_plugin=plugin)
+# model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+# ```
+#
+# `train_trainer` and `train_accelerate` repeat the reference with these lines, and return the JSON before and after.
+
+# %%
+from course_utils.parallel.deepspeed_hf import (
+    auto_config,
+    train_accelerate,
+    train_trainer,
+)
+
+config = auto_config(3) | {"gradient_clipping": "auto"}
+trainer = ranks(train_trainer, stage=3, **quick)[0]
+accelerate = ranks(train_accelerate, stage=3, config=config, **quick)[0]
+tools = {"Trainer": trainer["resolved"], "Accelerate": accelerate["resolved"]}
+teach.show(figures.filled(config, tools))
+found = trainer["distributed_type"], accelerate["distributed_type"]
+teach.claim("both ran DeepSpeed", found == ("DEEPSPEED", "DEEPSPEED"))
+teach.claim("the Trainer's run equals one process", trainer["from_alone"] < 1e-4)
+
+# %% [markdown]
+# The Trainer was called with `per_device_train_batch_size=4` and `max_grad_norm=0`. Accelerate took the batch size
+# from the prepared loader. It knows no clipping and fills in 1.0, whatever your loop does: write the number
+# yourself. Without a loader in `prepare` it refuses, since nobody could know the micro-batch.
+#
+# A number that you write must agree with `TrainingArguments`: the Trainer compares, and stops with a list of what
+# contradicts. So either all is `"auto"`, or you repeat the numbers.
+#
+# ### Exercise 13.2 · write
+#
+# Fill in `"auto"` as the Trainer does. `known` has `micro`, `accumulation`, `ranks`, `max_grad_norm`, `bf16` and
+# `hidden_size`. In the table above, `hidden_size` was 64: find out which formulas gave the three sizes of stage 3.
+# What is not `"auto"` stays. Do not change the given config, return a new one.
+
+
+# %%
+def fill_auto(config, known):
+    """config: nested dict. Returns it with every "auto" replaced."""
+    return ...
+
+
+# %%
+teach.check("13.2", fill_auto)
+
+# %% [markdown]
+# ## 7 · ZeRO-3: the JSON must come before the model
+#
+# A model that does not fit on one rank must never be whole on one. `from_pretrained` can build it in slices, if it
+# knows that ZeRO-3 is coming. It looks for a `HfDeepSpeedConfig`, a small object that `TrainingArguments` makes of
+# the JSON and keeps; only a weak reference leads to it. So the order of two lines decides:
+
+# %%
+teach.show(figures.gathering())
+
+# %%
+from tempfile import TemporaryDirectory
+
+from course_utils.parallel.deepspeed_hf import load_for_zero3
+
+scratch = TemporaryDirectory()
+saved = f"{scratch.name}/start"
+reference.new_model(seed).save_pretrained(saved)
+good = ranks(load_for_zero3, folder=saved, model_first=False)
+bad = ranks(load_for_zero3, folder=saved, model_first=True)
+print("JSON first: ", good[0])
+print("model first:", bad[0])
+teach.claim("JSON first: P / 2 in slices, nothing whole", good[0]["slices"] == P // 2)
+teach.claim("model first: all P on each rank", all(r["whole"] == P for r in bad))
+
+# %% [markdown]
+# No error: the engine cuts the model later, if the rank has survived until then. Without the Trainer, keep the object
+# yourself: `ds = HfDeepSpeedConfig(config)` before `from_pretrained`, and do not let `ds` go out of scope.
+#
+# ## 8 · What goes wrong
+#
+# Nothing in this section raises an error.
+#
+# **A line that is missing.** `gradient_clipping` left out does not mean "no clipping":
+
+# %%
+unsaid = ranks(train_engine, stage=2, without=["gradient_clipping"], **quick)[0]
+plain = reference.train_alone(3, seed=seed, source=source)
+clipped = reference.train_alone(3, seed=seed, source=source, max_grad_norm=1.0)
+to_plain = runs.farthest(unsaid["losses"], plain["losses"])
+to_clipped = runs.farthest(unsaid["losses"], clipped["losses"])
+print(f"distance to one process: {to_plain:.0e} unclipped, {to_clipped:.0e} clipped")
+teach.claim("left out, gradients are clipped at 1.0", to_clipped < 1e-5 < to_plain)
+
+# %% [markdown]
+# **Micro-batches that nobody compares.** The JSON says 2 micro-batches of 2 rows on each rank. A loop of torch's
+# kind calls `step` once a window; another gives half of the rows. Four windows:
+
+
+# %%
+def counted(windows, rows, every):
+    from course_utils.parallel.deepspeed_runs import begin, new_engine
+
+    begin()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    engine = new_engine(make_config(2, size, accumulation=2))
+    seen = 0
+    for batch in reference.global_batches(windows):
+        mine = reference.share(batch, rank, size)
+        for number in (1, 2):
+            piece = reference.share(mine, number - 1, 2)
+            piece = {name: value[:rows] for name, value in piece.items()}
+            seen += rows * size
+            loss = reference.summed_loss(engine, to_device(piece, engine.device))
+            engine.backward(loss / 100)
+            if every or number == 2:
+                engine.step()
+    says = engine.train_batch_size()
+    return {"updates": engine.global_steps, "rows": seen, "says": says}
+
+
+loops = {"right": (2, True), "one step a window": (2, False)}
+loops["half of the rows"] = (1, True)
+for name, (rows, every) in loops.items():
+    loops[name] = ranks(counted, windows=4, rows=rows, every=every)[0]
+    print(f"{name:18}", loops[name])
+updates = {name: found["updates"] for name, found in loops.items()}
+teach.claim("one step a window: half of the updates", updates["one step a window"] == 2)
+half = loops["half of the rows"]
+fewer = half["rows"] / half["updates"] < half["says"]
+teach.claim("half of the rows: the engine reports a batch nobody saw", fewer)
+
+# %% [markdown]
+# **A scheduler twice.** A scheduler that `deepspeed.initialize` got is stepped by `engine.step()`. Does your loop
+# step it as well?
+
+
+# %%
+def engine_rates(twice, steps):
+    from course_utils.parallel.deepspeed_runs import begin
+    from course_utils.training.schedules import make_scheduler
+
+    begin()
+    import deepspeed
+
+    model = reference.new_model()
+    optimizer = reference.new_optimizer(model)
+    scheduler = make_scheduler(optimizer, "linear", 0, steps)
+    config = make_config(1, dist.get_world_size())
+    parts = {"model": model, "optimizer": optimizer, "lr_scheduler": scheduler}
+    engine, _, _, scheduler = deepspeed.initialize(config=config, **parts)
+    rates = []
+    for batch in reference.global_batches(steps):
+        rates.append(engine.get_lr()[0])
+        mine = reference.share(batch, dist.get_rank(), dist.get_world_size())
+        mine = to_device(mine, engine.device)
+        engine.backward(reference.summed_loss(engine, mine) / 100)
+        engine.step()
+        if twice:
+            scheduler.step()
+    return rates
+
+
+steps = 12
+curves = {
+    "planned": [reference.LEARNING_RATE * (1 - i / steps) for i in range(steps)],
+    "engine.step() alone": ranks(engine_rates, twice=False, steps=steps)[0],
+    "and scheduler.step() in the loop": ranks(engine_rates, twice=True, steps=steps)[0],
+}
+teach.show(figures.rates(curves))
+planned, once, twice = curves.values()
+teach.claim("the engine alone follows the plan", runs.farthest(once, planned) < 1e-9)
+teach.claim("stepped twice, the rate is 0 halfway", twice[steps // 2] < 1e-9)
+
+# %% [markdown]
+# Accelerate notices the related mistake, a `scheduler` block in the JSON *and* a scheduler of your own, and raises.
+# By hand the scheduler that you pass wins, and the block is ignored without a word.
+#
+# **The flag for CPU ranks.** `ACCELERATE_USE_CPU=true`, which lesson 08 needed, rules DeepSpeed out: the run is DDP.
+
+# %%
+ignored = ranks(train_accelerate, stage=2, cpu_flag=True, **quick)[0]
+print(ignored)
+kind = ignored["distributed_type"]
+teach.claim("DeepSpeed was asked for, DDP ran", kind == "MULTI_CPU")
+
+# %% [markdown]
+# **The optimizer block.** With `"optimizer": {"type": "AdamW", ...}` in the JSON, DeepSpeed makes the optimizer, in one
+# group. The Trainer's own has two: norm weights and biases are not decayed. Watch the mean weight of the last norm,
+# which starts at 1:
+
+# %%
+own = ranks(train_trainer, stage=2, optimizer="trainer", **quick)[0]
+block = ranks(train_trainer, stage=2, optimizer="block", **quick)[0]
+print(f"groups: {own['groups']} and {block['groups']}")
+shrunk = own["norm"] - block["norm"]
+due = quick["steps"] * reference.LEARNING_RATE * reference.WEIGHT_DECAY
+print(f"norm weights: smaller by {shrunk:.1e} with the block; decay alone: {due:.1e}")
+teach.claim("the block decays norm weights", abs(shrunk / due - 1) < 0.1)
+
+# %% [markdown]
+# | symptom | check |
+# |---|---|
+# | batch is not what you think | `engine.train_batch_size()` against rows counted in the loop |
+# | clipping nobody asked for | write `gradient_clipping`, 0.0 for none |
+# | rate falls twice as fast | `engine.get_lr()` at half of the run |
+# | DDP instead of DeepSpeed | `accelerator.distributed_type`, the wrapper's class |
+# | ZeRO-3 that divides nothing | bytes of weights on a rank |
+# | norms decayed | number of parameter groups |
+#
+# ### Exercise 13.3 · debug
+#
+# Your loop makes its own scheduler, wants no clipping, and wants every tensor divided. `train_batch_size` and the
+# micro-batch are what it wants. Repair such JSONs, for any number of ranks: the first one is below. Return a new
+# JSON, leave the given one as it is.
+#
+# ```python
+# {"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4,
+#  "gradient_accumulation_steps": 4,
+#  "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}},
+#  "zero_optimization": {"stage": 3, "overlap_comm": False}}      # on 4 ranks
+# ```
+
+
+# %%
+def repair(config, ranks):
+    """A JSON with the same batch and stage, without the faults."""
+    return ...
+
+
+# %%
+teach.check("13.3", repair)
+
+# %% [markdown]
+# ## 9 · From a checkpoint to a Hugging Face folder
+#
+# `engine.save_checkpoint(folder)`, which every rank must call, writes files that only DeepSpeed reads. What is in them
+# depends on the stage:
+
+# %%
+from course_utils.parallel.deepspeed_saved import save_and_convert, to_folder
+
+wrote = {}
+for stage in (2, 3):
+    place = {"folder": f"{scratch.name}/{stage}", "seed": seed}
+    wrote[stage] = ranks(save_and_convert, stage=stage, **place)
+for stage, both in wrote.items():
+    print(f"ZeRO-{stage}")
+    for name, size in both[0]["files"].items():
+        if name.endswith(".pt"):
+            print(f"  {size:9,}  {name.rpartition('/')[2]}")
+per_rank = [size for name, size in wrote[3][0]["files"].items() if "optim" in name]
+whole = min(per_rank) > 12 * P // 2
+teach.claim("optimizer files: 12 bytes for each number of a slice", whole)
+
+# %% [markdown]
+# The files named `optim_states` are the slices: master copies and moments. In stage 3 the `model_states` files hold
+# no weights at all. `zero_to_fp32.py`, which DeepSpeed puts beside them, assembles the fp32 weights; with
+# `--safe_serialization` it writes safetensors. Two things are left to you: it writes no `config.json`, and it
+# refuses a model with tied weights, as ours is. `to_folder` lets the model save what the script has put together:
+
+# %%
+teach.show_source(to_folder)
+
+# %%
+for stage, both in wrote.items():
+    first = both[0]
+    print(f"ZeRO-{stage} ->", ", ".join(first["model"]))
+    print(f"  tied weights refused by the script: {first['refuses_tied']}")
+    before, after = first["unseen"]
+    print(f"  loss on unseen rows: {before:.2f} -> {after:.2f}")
+exact = [both[0]["logits_apart"] for both in wrote.values()]
+weights = [both[0]["weights_apart"] for both in wrote.values()]
+teach.claim("from_pretrained has the engine's weights, bit for bit", max(weights) == 0)
+teach.claim("and gives the engine's logits within 1e-5", max(exact) < 1e-5)
+
+# %% [markdown]
+# The folder is an ordinary model now: it loads in one process, without DeepSpeed, and knows what the ranks have
+# learned. For large models, for LoRA adapters, and with checks of damaged files, the course has
+# `course_utils/parallel/convert`. Under the Trainer, `stage3_gather_16bit_weights_on_model_save` lets `save_model`
+# gather and write such a folder itself, if one rank's memory can hold the model.
+#
+# ## 10 · FSDP or DeepSpeed?
+#
+# Both cut the same states. What do they send? One step, counted, in model sizes: an all-gather or reduce-scatter of P
+# numbers counts 1, an all-reduce 2 (lesson 11).
+
+# %%
+live = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+seen = {
+    "DDP (stage 0)": default[0],
+    "ZeRO-1": default[1],
+    "ZeRO-2": default[2],
+    "ZeRO-3, weights kept": default[3],
+    "ZeRO-3, freed": ranks(train_engine, stage=3, zero=live, **quick)[0],
+    "FSDP2, weights kept": ranks(runs.fsdp_step, reshard=False)[0],
+    "FSDP2, freed": ranks(runs.fsdp_step, reshard=True)[0],
+}
+moved = {name: runs.in_models(one["exchanged"], P) for name, one in seen.items()}
+teach.show(figures.volumes(moved))
+
+# %%
+total = {name: sum(parts.values()) for name, parts in moved.items()}
+three = abs(total["ZeRO-1"] - 3) < 0.01 and abs(total["ZeRO-2"] - 3) < 0.01
+teach.claim("ZeRO-1 and 2 move 3 P, the paper's 2 P notwithstanding", three)
+kept = total["FSDP2, weights kept"], total["ZeRO-3, weights kept"]
+teach.claim("weights kept: 2 P in both", max(abs(value - 2) for value in kept) < 0.05)
+more = total["ZeRO-3, freed"] - total["FSDP2, freed"]
+tied = 2 * 512 * 64 / P
+print(f"freed: ZeRO-3 moves {more:.2f} P more; two embeddings are {tied:.2f} P")
+
+# %% [markdown]
+# - The ZeRO paper reduces each gradient to its owner: 2 P for stages 1 and 2. DeepSpeed all-reduces its buckets and
+#   keeps a slice, so that it is 3 P. Lesson 15's planner counts 3 P too.
+# - ZeRO-3 keeps up to `stage3_max_live_parameters` (a billion) gathered: a small model is gathered once a step.
+#   Freed, it gathers tensor by tensor as modules need them, the tied embedding for input and output each.
+# - FSDP gathers a layer at a time, in one call; ZeRO-3 needs a trace of the first steps to know what comes next.
+#
+# | | FSDP2 | DeepSpeed |
+# |---|---|---|
+# | part of | torch | a library of its own, Linux |
+# | cut | each tensor, by rows (DTensor) | flat slices, or a row per tensor (stage 3) |
+# | stages | `reshard_after_forward`: 2 or 3 | 1, 2, 3 |
+# | master copies | none: fp32 weights are cast to 16 bit | fp32, beside 16-bit weights |
+# | offload | weights and optimizer together | optimizer, parameters, NVMe, each |
+# | set by | Python, or accelerate's YAML | JSON; `"auto"` |
+# | optimizer | yours | yours, or its own in C++ |
+# | on disk | shards that other numbers of ranks can load | a pickle a rank |
+#
+# On disk, the same model and AdamW:
+
+# %%
+files = ranks(runs.fsdp_files, folder=f"{scratch.name}/dcp")[0]
+print("FSDP2:", ", ".join(f"{name} {size:,}" for name, size in files.items()))
+disk = {f"ZeRO-{n}": sum(both[0]["files"].values()) for n, both in wrote.items()}
+disk["FSDP2"] = sum(files.values())
+twice = 12 * 512 * 64  # the tied embedding, under both of its names
+due = {"ZeRO-2": 16 * P, "ZeRO-3": 12 * P, "FSDP2": 12 * P + twice}
+for name, size in disk.items():
+    print(f"{name:7} {size / P:5.1f} bytes a parameter, due {due[name] / P:.1f}")
+near = all(abs(disk[name] / due[name] - 1) < 0.1 for name in due)
+teach.claim("weights and two moments: 12 bytes, within 10%", near)
+
+# %% [markdown]
+# ZeRO-1 and 2 write the weights and the master copies. `get_state_dict`, from which FSDP2's checkpoint is made, has the
+# tied embedding and its moments under two names.
+
+# %% [markdown]
+# ### When to take which
+#
+# You may read: "up to 1B parameters DDP, up to 10B ZeRO-2, above that ZeRO-3 with offload". Ask the planner instead of
+# repeating it. Eight H100 GPUs with 80 GiB, bf16 over fp32 or with fp32 copies, activations recomputed, 2,048 tokens
+# a GPU:
+
+# %%
+plans = runs.plans_by_size()
+teach.show(figures.by_size(plans))
+
+# %%
+small, eight = plans["Qwen3-0.6B"], plans["Qwen3-8B"]
+large = plans["Llama-3.1-70B"]
+quickest = runs.quickest(eight)
+print("8B, fastest that fit:", ", ".join(quickest))
+fits = [way.replace("\n", " ") for way, plan in large.items() if plan.fits]
+print("70B, all that fit:", ", ".join(fits))
+teach.claim("0.6B: everything fits", all(plan.fits for plan in small.values()))
+teach.claim("8B: DDP does not fit", not eight["DDP"].fits)
+teach.claim("8B: ZeRO-2 is not the fastest", "ZeRO-2" not in quickest)
+gpu_only = [way for way in large if "off" not in way]
+teach.claim("70B: nothing without offloading", not any(large[w].fits for w in gpu_only))
+
+# %% [markdown]
+# The rule has the right order and the wrong axis. Not the size decides but bytes per GPU: size, number of GPUs, their
+# memory. In this plan sharding everything is never slower than ZeRO-2, because gathering hides behind computing, and
+# offloading is what you take when nothing else fits, at a price of several times. So:
+#
+# - it fits with DDP and room to spare: DDP;
+# - it does not: FSDP2, since it is in torch, or ZeRO-3 if your stack speaks DeepSpeed;
+# - it fits nowhere: more GPUs, else ZeRO-3 with optimizer offload, then parameters too, then NVMe.
+#
+# These are planned speeds with assumptions that lesson 15 lists; the volumes above are measured.
+#
+# ### Exercise 13.4 · vary
+#
+# The lowest stage (0 to 3) whose states fit into `budget` bytes per rank, in fp32 with AdamW, by section 4's table;
+# `None` if none does. Careful with one rank.
+
+
+# %%
+def choose_stage(parameters, ranks, budget):
+    return ...
+
+
+# %%
+teach.check("13.4", choose_stage)
+
+# %% [markdown]
+# ### Exercise 13.5 · write
+#
+# The objective of this lesson: the JSON for a given run, complete and without `"auto"`. `run` has
+#
+# - `ranks`, `rows` (a step, over all ranks), `micro` (rows a rank takes at once), `stage`;
+# - `offload`: `"none"`, `"optimizer"` or `"all"` (device `"cpu"`);
+# - `bf16`: True or False; `max_norm`: a number, or None for no clipping;
+# - `own_optimizer`: True if torch's optimizer is handed over;
+# - `smallest`: in stage 3, tensors with fewer elements than this may stay whole;
+# - `save_whole`: in stage 3, the Trainer's `save_model` is to write weights.
+
+
+# %%
+def write_config(run):
+    return ...
+
+
+# %%
+teach.check("13.5", write_config)
+
+# %% [markdown]
+# ## Deeper: the one table
+#
+# Everything that lessons 11 to 13 have built or used, against one process, on the same rows with unequal numbers of
+# targets on the ranks. `course_utils/parallel/equality.py` names for each row how far it may be away, and why. The last
+# row is a counterexample: the Trainer when ranks do not add up their targets.
+
+# %%
+from course_utils.parallel import equality
+
+compared = equality.table(ranks, steps=4, seed=seed, source=source)
+rows = [(row["name"], row["weights"], row["bound"]) for row in compared]
+teach.show(figures.distances(rows, "Final weights after 4 steps, against one process"))
+same, other = compared[:-1], compared[-1]
+near = all(row["holds"] for row in same)
+teach.claim("every way equals one process within its bound", near)
+teach.claim("targets not shared: over 1e-3 away", other["weights"] > 1e-3)
+
+# %%
+reasons = {}
+for row in same:
+    reasons.setdefault(row["reason"], []).append(row["name"])
+for reason, named in reasons.items():
+    print(f"{reason}:\n   {'; '.join(named)}")
+teach.claim("all ran on two ranks", all(row["world_size"] == 2 for row in compared))
+stepwise = {row["name"]: row["from_micro_batches"] for row in compared}
+bitwise = [name for name, far in stepwise.items() if far == 0]
+print("bit for bit one process with accumulation 2:\n   " + "; ".join(bitwise))
+teach.claim("DeepSpeed's ZeRO-1 is, bit for bit", "DeepSpeed ZeRO-1" in bitwise)
+
+# %% [markdown]
+# One process that takes the ranks' shares as two micro-batches adds up in the same order as two ranks do. Against *it*
+# several ways are exact to the last bit. DeepSpeed's stage 3 is not: it differs in the last digits, as any other
+# order of the same sums does.
+
+# %% [markdown]
+# ## Deeper: one command
+#
+# In a terminal nobody calls functions on waiting ranks. The same program starts under three launchers:
+#
+# ```bash
+# deepspeed --num_gpus 8 train.py --deepspeed zero3.json
+# torchrun --standalone --nproc-per-node 8 train.py --deepspeed zero3.json
+# accelerate launch --config_file deepspeed.yaml train.py
+# ```
+#
+# On several machines `deepspeed --hostfile hosts` starts the others over ssh; a missing hostfile is a warning, and
+# then it runs here only. `--num_accelerators 2` starts CPU ranks. The launcher passes `--local_rank` to your program
+# unless `--no_local_rank` is given. Lesson 15 writes these files and executes them.
+#
+# | you may see | today |
+# |---|---|
+# | `"cpu_offload": true` | `"offload_optimizer": {"device": "cpu"}` |
+# | `"stage3_gather_fp16_weights_on_model_save"` | `"stage3_gather_16bit_weights_on_model_save"` |
+# | `deepspeed.initialize(args=args, ...)` | `config=...`, a dict or a path |
+
+# %%
+ranks.close()
+scratch.cleanup()
+
+# %% [markdown]
+# ## Recap
+#
+# - `deepspeed.initialize` returns an engine; the loop calls `engine(batch)`, `engine.backward`, `engine.step`, each for
+#   every micro-batch.
+# - train_batch_size = micro-batch x accumulation x ranks. Write clipping down.
+# - Stage 1 cuts the optimizer, 2 gradients, 3 weights; DeepSpeed adds a master copy.
+# - `"auto"` is Hugging Face's word. Read the resolved JSON.
+# - ZeRO-3: JSON before model, threshold below your tensors.
+# - Checkpoint -> `zero_to_fp32` -> folder with config.json.
+# - Choose by bytes per GPU and by what hides behind computing.
+#
+# ## Quiz
+
+# %% [markdown]
+# **1.** Your ZeRO-3 run of a tiny model uses more memory than DDP. Why might that be?
+#
+# <details><summary>Answer</summary>
+#
+# All tensors are below the persistence threshold, so each rank keeps them whole, has its slice besides, and a master
+# copy.
+#
+# </details>
+
+# %% [markdown]
+# **2.** With accumulation 4 in the JSON you call `engine.step()` once per window, as you would with torch. What
+# happens?
+#
+# <details><summary>Answer</summary>
+#
+# The engine counts calls of `step` as micro-batches: it updates at every fourth one. Call it after each micro-batch.
+#
+# </details>
+
+# %% [markdown]
+# **3.** Why does the order of `TrainingArguments` and `from_pretrained` matter in stage 3 and not in stage 2?
+#
+# <details><summary>Answer</summary>
+#
+# In stage 2 every rank has all weights anyway. In stage 3 the model may be too large for one rank, and only a JSON
+# that is known by then lets it be built in slices.
+#
+# </details>
+
+# %% [markdown]
+# **Next:** lesson 14 trains a model of images and text; lesson 15 plans a run and writes its launch files.

@@ -1,0 +1,276 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% slideshow={"slide_type": "skip"} tags=["parameters"]
+source = "local"
+max_steps = 4  # of the runs whose bytes and exchanges are shown
+seed = 0
+
+# %% slideshow={"slide_type": "skip"}
+import torch
+
+from course_utils import teach
+from course_utils.lessons.lesson_13 import figures, runs
+from course_utils.parallel import reference
+from course_utils.parallel.deepspeed_hf import auto_config, train_accelerate, train_trainer
+from course_utils.parallel.deepspeed_runs import train_engine
+
+teach.start(source=source, max_steps=max_steps, seed=seed)
+torch.set_num_threads(1)
+ranks = runs.LessonRanks()
+P = sum(p.numel() for p in reference.new_model(seed).parameters())
+quick = {"source": source, "seed": seed, "steps": min(3, max_steps)}
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# # 13 · DeepSpeed
+#
+# ZeRO behind one JSON
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Everybody has cut optimizer, gradients and weights by hand in lesson 12. Today a library does it, told by a JSON.
+# Half of the lesson is about lines that do something else than they seem to. About 80 minutes with exercises.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## One object, three calls
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(figures.flow())
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# initialize swallows model and optimizer. The loop calls the engine three times per micro-batch, step included.
+# Below: what N ranks exchange in each stage. Ask: which stage needs an exchange in the forward pass? Only the third.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What a rank holds
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+run = {"source": source, "seed": seed, "steps": max_steps, "accumulation": 2}
+stages = {stage: ranks(train_engine, stage=stage, **run)[0] for stage in (0, 1, 2, 3)}
+held = {runs.NAMES[stage]: found["bytes"] for stage, found in stages.items()}
+teach.show(figures.bytes_per_rank(held, {runs.NAMES[stage]: runs.predicted(P, 2, stage) for stage in stages}))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Measured on rank 0 of two, between two micro-batches, by the memory behind the tensors. Black: the formula. Light
+# blue is DeepSpeed's own copy of the weights for the update, useful in 16 bit, a second copy in fp32. Stage 2 is off
+# by part of one tensor, which the cut goes through.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## As a formula
+#
+# | bytes, fp32 | stage 0 | 1 | 2 | 3 |
+# |---|---|---|---|---|
+# | weights | 4 P | 4 P | 4 P | **4 P/N** |
+# | gradients | 4 P | 4 P | **4 P/N** | 4 P/N |
+# | master copy | - | **4 P/N** | 4 P/N | 4 P/N |
+# | moments | 8 P | **8 P/N** | 8 P/N | 8 P/N |
+#
+# > Lesson 15's planner agrees; stage 2's gradients within one tensor.
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Exercise 13.1: thirty million parameters, stage 1, eight ranks. Give two minutes. Exercise 13.4 turns the table round:
+# which stage for which budget? With one rank, stages 1 to 3 cost more than none.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The JSON, line by line
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(figures.annotated(runs.LARGER))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# The first three numbers must multiply: 2 x 4 x 8 ranks are 64. Give two and the third is computed, give three that
+# contradict and it raises. Nobody compares them with the rows that your loader really gives.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The loop that changes
+#
+# ```python
+# engine, _, _, _ = deepspeed.initialize(
+#     model=model, optimizer=optimizer, config=config)
+#
+# for batch in micro_batches:
+#     loss = summed_loss(engine, batch) / targets_of_all_ranks
+#     engine.backward(loss * ranks)   # averages over ranks
+#     engine.step()                   # after EVERY micro-batch
+# ```
+#
+# - no `optimizer.step()`, no `zero_grad()`, no `no_sync()`
+# - the engine counts micro-batches and acts at the last one
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# The commonest mistake: one step per window, as in torch. Then it updates half as often with accumulation 2. The lesson
+# counts it. backward also divides by the micro-batches of a step.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The same run
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+rows = [(runs.NAMES[n], found["from_alone"], 2e-5) for n, found in stages.items()]
+for name, stage, place in (("ZeRO-2, optimizer offload", 2, "optimizer"), ("ZeRO-3, all offloaded", 3, "all")):
+    rows.append((name, ranks(train_engine, stage=stage, offload=place, **quick)[0]["from_alone"], 2e-5))
+teach.show(figures.distances(rows, "Final weights against one process"))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# The stages change where numbers lie, not which. What is left is the order of float32 sums. The last section of the
+# lesson puts everything of lessons 11 to 13 in one table like this, and a test asserts it.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Offload: what waits elsewhere
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+large = runs.offload_plans("Qwen/Qwen3-32B")
+memory = {name: (plan.total / 2**30, plan.host_total / 2**30) for name, plan in large.items()}
+teach.show(figures.offload(memory, limit=80, host=2048))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Planned, not measured: Qwen3-32B on eight GPUs of 80 GiB. ZeRO-3 alone misses by a little. With the optimizer in host
+# memory it fits easily, and a step takes several times as long. ZeRO-Infinity puts it on NVMe: 24 bytes a parameter
+# read and written each step, which pays only when a step is long.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Buckets: few calls, or little memory
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+counts = {}
+for size in (500_000_000, 20_000, 4_096):
+    asked = quick | {"zero": {"reduce_bucket_size": size}}
+    counts[size] = runs.reductions(*(ranks(train_engine, stage=n, **asked)[0]["exchanged"] for n in (2, 3)))
+teach.show(figures.buckets(counts))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Counted on two ranks. The default of 500 million elements is a GB of buffer in 16 bit. "auto" makes it hidden size
+# squared, 4,096 here.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## The threshold that keeps everything whole
+#
+# `stage3_param_persistence_threshold`: smaller tensors stay whole on all ranks. Default: 100,000 elements.
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+cut = ranks(train_engine, stage=3, **quick)[0]["bytes"]
+whole = ranks(train_engine, stage=3, without=["stage3_param_persistence_threshold"], **quick)[0]["bytes"]
+pair = {"threshold 0": cut, "default": whole}
+teach.show(figures.bytes_per_rank(pair, {name: runs.predicted(P, 2, 3) for name in pair}))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# A model whose largest tensor has 32,768 elements. With the default every rank has all weights and its slice
+# besides. The run is right, it says ZeRO-3, it saves nothing. For a large model the default is fine.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Who fills in "auto"?
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+config = auto_config(3) | {"gradient_clipping": "auto"}
+tools = {
+    "Trainer": ranks(train_trainer, stage=3, **quick)[0]["resolved"],
+    "Accelerate": ranks(train_accelerate, stage=3, config=config, **quick)[0]["resolved"],
+}
+teach.show(figures.filled(config, tools))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# DeepSpeed does not know the word. The Trainer fills in from TrainingArguments, Accelerate from what it is given.
+# See the clipping: the Trainer was told 0, Accelerate takes 1.0. Exercise 13.2: find the formulas behind the three
+# sizes.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## JSON before model
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(figures.gathering())
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# from_pretrained looks for a HfDeepSpeedConfig, which TrainingArguments makes and keeps. Found: the model is built
+# in slices. Not found: each rank has all of it, and no error until memory is gone. The reference is weak: keep the
+# object.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What goes wrong without an error
+#
+# | you write | what happens | check |
+# |---|---|---|
+# | no `gradient_clipping` | clipped at 1.0 | write 0.0 |
+# | `step` once a window | half of the updates | `engine.global_steps` |
+# | a scheduler in both hands | rate 0 halfway | `engine.get_lr()` |
+# | `ACCELERATE_USE_CPU=true` | DDP | `distributed_type` |
+# | an `optimizer` block | norms decayed | parameter groups |
+# | `from_pretrained` first | whole on each rank | slices |
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Each row is measured in the lesson. Exercise 13.3 has three JSONs with such faults: give ten minutes.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Checkpoint to Hugging Face folder
+#
+# | stage | weights are in | optimizer is in |
+# |---|---|---|
+# | 1, 2 | `mp_rank_00_model_states.pt` | a file a rank |
+# | 3 | the optimizer's files | a file a rank |
+#
+# ```python
+# state = get_fp32_state_dict_from_zero_checkpoint(folder)
+# model.load_state_dict(state)
+# model.save_pretrained(out)      # with config.json
+# ```
+#
+# > Bit for bit the engine's weights; tied weights make the script's safetensors option fail.
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# zero_to_fp32.py lies beside every checkpoint. It writes no config.json, and with --safe_serialization it refuses tied
+# weights. Through the model's own save_pretrained both are solved. Every rank must call save_checkpoint.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## FSDP or DeepSpeed: what is sent
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+live = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+plain = {n: ranks(train_engine, stage=n, **quick)[0] for n in (0, 1, 2, 3)}
+seen = {
+    "DDP (stage 0)": plain[0],
+    "ZeRO-1": plain[1],
+    "ZeRO-2": plain[2],
+    "ZeRO-3, weights kept": plain[3],
+    "ZeRO-3, freed": ranks(train_engine, stage=3, zero=live, **quick)[0],
+    "FSDP2, weights kept": ranks(runs.fsdp_step, reshard=False)[0],
+    "FSDP2, freed": ranks(runs.fsdp_step, reshard=True)[0],
+}
+teach.show(figures.volumes({name: runs.in_models(found["exchanged"], P) for name, found in seen.items()}))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Counted from inside, one step of two ranks. The paper's stages 1 and 2 move two model sizes, DeepSpeed's three: it
+# all-reduces and keeps a slice. ZeRO-3 freed gathers the tied embedding twice in each pass.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## When to take which
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(figures.by_size(runs.plans_by_size()))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Eight H100s, planned by lesson 15's arithmetic. The usual rule by model size has the right order and the wrong
+# axis: bytes per GPU decide. Frames: the fastest that fit. ZeRO-2 is in none: it waits for an all-gather that
+# nothing hides.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Take home
+#
+# - one engine, three calls, each for every micro-batch
+# - batch = micro-batch x accumulation x ranks; write clipping down
+# - read the *resolved* JSON, and the bytes on a rank
+# - JSON before model; threshold below your tensors
+# - choose by bytes per GPU
+#
+# > Exit code 0 proves nothing: ask the engine what runs.
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# The last exercise is the objective: a whole JSON for a given run. Lesson 15 writes such files and executes them.
+
+# %% slideshow={"slide_type": "skip"}
+ranks.close()
