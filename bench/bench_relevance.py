@@ -142,7 +142,11 @@ def main():
             results.append(run(prepare(seed), seed, arguments.steps))
             print(part, seed, {k: v.get("all", v) for k, v in results[-1].items()}, flush=True)
             report |= {"processor": record.processor(), "torch": torch.__version__, "steps": arguments.steps}
-            report[part] = {"cpu_seconds": round(time.process_time() - began), "seeds": results}
+            report[part] = {
+                "cpu_seconds": round(time.process_time() - began),
+                "seed_numbers": list(range(seed + 1)),
+                "seeds": results,
+            }
             record.write(arguments.out, report)  # after every seed: a stopped bench leaves what it has
 
 

@@ -178,7 +178,7 @@ def llava_config(vocab_size: int, image_token_id: int) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision_config(),
         text_config=text_config(vocab_size),
-        image_token_id=image_token_id,
+        image_token_index=image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_seq_length=16,

@@ -1,4 +1,7 @@
-"""Figures of lesson 02: padding, throughput, masking, span corruption, packed attention, leakage, pretraining."""
+"""Figures of lesson 02: token grids, lengths, speed, masking, spans, packed attention, leakage, pretraining.
+
+The drawings without data are in ``diagrams``.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from course_utils.teach.charts import grouped_bars
+from course_utils.lessons.lesson_02.result_figures import leakage, masked_loss, paired_gains
 from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from course_utils.lessons.lesson_02.strategies import Speed
+
+__all__ = [
+    "attention_masks",
+    "buffer_reach",
+    "leakage",
+    "length_histogram",
+    "masked_loss",
+    "masked_tokens",
+    "padding_and_speed",
+    "paired_gains",
+    "span_corruption",
+    "token_grids",
+]
 
 _PADDING = "#C9C9C9"
 _SHADES = ("#0072B2", "#56B4E9", "#1B4F72")  # neighbouring documents of a packed row
@@ -29,7 +47,14 @@ def token_grids(batches: dict[str, list[np.ndarray]], width: int) -> Figure:
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
 
-    figure, axes = new_figure(1, len(batches), height=4.2, sharey=True)
+    figure, axes = new_figure(
+        1,
+        len(batches),
+        height=4.2,
+        sharey=True,
+        alt="Two batches of each strategy as grids of tokens, grey is padding. Pad to 64: mostly grey. Dynamic: "
+        "narrower, still mostly grey. Length-grouped: nearly no grey. Packed: few full rows of several documents.",
+    )
     for axis, (name, grids) in zip(np.atleast_1d(axes), batches.items(), strict=True):
         top, cells, padding = 0, 0, 0
         for grid in grids:
@@ -62,24 +87,81 @@ def _colored(grid: np.ndarray) -> np.ndarray:
     return image
 
 
-def padding_and_speed(padding: dict[str, float], speed: dict[str, float]) -> Figure:
-    """Per strategy: the share of padding (left) and the useful tokens per second (right)."""
-    figure, (left, right) = new_figure(1, 2, height=2.9)
+def padding_and_speed(padding: dict[str, float], measured: dict[str, Speed]) -> Figure:
+    """Per strategy: the share of padding (left); how much faster than padding to a maximum, predicted and measured.
+
+    Args:
+        padding: share of all positions, 0 to 1.
+        measured: what ``strategies.race`` returns.
+    """
+    figure, (left, right) = new_figure(
+        1,
+        2,
+        height=3.3,
+        alt="Left, bars of padding: most of all positions when padding to 64, hardly less with dynamic padding, a few "
+        "percent with grouping and packing. Right, speed against padding to 64: dynamic padding gains little, grouping "
+        "and packing are several times as fast; marks show what a count of positions predicts, and the same with a "
+        "fixed part per step, which is less.",
+    )
     names = list(padding)
     left.barh(names, [100 * padding[name] for name in names], color=COLORS["grey"])
+    for place, name in enumerate(names):
+        left.annotate(f"{padding[name]:.0%}", (100 * padding[name], place), (4, 0), va="center", fontsize=11,
+                      textcoords="offset points")  # fmt: skip
     left.set(xlabel="padding (% of all positions)", xlim=(0, 100), title="What is wasted")
-    right.barh(names, [speed[name] for name in names], color=COLORS["blue"])
-    right.set(xlabel="useful tokens per second", title="What is gained")
+    right.barh(names, [measured[name].gain for name in names], color=COLORS["blue"], height=0.5, label="measured")
+    right.plot([measured[name].by_positions for name in names], names, "D", color=COLORS["red"], markersize=7,
+               label="predicted from positions")  # fmt: skip
+    right.plot([measured[name].with_fixed for name in names], names, "|", color=COLORS["black"], markersize=17,
+               markeredgewidth=3, label="and a fixed part per step")  # fmt: skip
+    right.set(xlabel="useful tokens/s, pad to 64 is 1", title="What is gained", ylim=(len(names) - 0.4, -0.6))
+    right.set_xlim(0, 1.12 * max(max(found) for found in measured.values()))
     right.set_yticklabels([])
-    for axis, values, text in ((left, padding, "{:.0%}"), (right, speed, "{:,.0f}")):
-        for place, name in enumerate(names):
-            axis.annotate(
-                text.format(values[name]), (axis.patches[place].get_width(), place), (4, 0), va="center", fontsize=11,
-                textcoords="offset points",
-            )  # fmt: skip
-        axis.invert_yaxis()
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=10)
+    left.invert_yaxis()
+    for axis in (left, right):
         axis.grid(axis="y", visible=False)
-    right.set_xlim(0, 1.25 * max(speed.values()))
+    return figure
+
+
+def length_histogram(lengths: Sequence[int], limits: Sequence[int]) -> Figure:
+    """How long the texts are, in tokens; a dotted line at each limit says how many texts it would cut."""
+    lengths = np.asarray(lengths)
+    figure, axis = new_figure(
+        height=3.2,
+        alt="Histogram of the texts' lengths: most have between 8 and 25 tokens, and a thin tail reaches far to the "
+        "right. Dotted lines mark three limits: the shortest cuts a large part of the texts, the longest hardly any.",
+    )
+    axis.hist(np.minimum(lengths, 99), bins=range(0, 101, 2), color=COLORS["blue"])
+    top = axis.get_ylim()[1]
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    for place, limit in enumerate(limits):
+        label = f"limit {limit}: cuts {np.mean(lengths > limit):.1%} of the texts"
+        axis.axvline(limit, color=COLORS["red"], linestyle=":")
+        axis.text(limit + 1, top * (0.93 - 0.13 * place), label, fontsize=11, bbox=white, zorder=4)
+    axis.set(xlabel="tokens in a text (the last bar: 98 and more)", ylabel="texts", title="Most texts are short")
+    return figure
+
+
+def buffer_reach(places: dict[int, Sequence[int]]) -> Figure:
+    """Where the rows of a shuffled stream come from.
+
+    Args:
+        places: buffer size -> row number in the stream, in the order in which they come out.
+    """
+    figure, axes = new_figure(
+        1,
+        len(places),
+        height=3.0,
+        sharey=True,
+        alt="Dots of row number in the stream against the position at which it came out. With a small buffer the dots "
+        "lie close to the diagonal, so the shuffle is only local; with a large one they scatter over the square.",
+    )
+    for axis, (size, order) in zip(axes, places.items(), strict=True):
+        axis.plot(order, ".", color=COLORS["blue"], markersize=3)
+        axis.plot([0, len(order)], [0, len(order)], color=COLORS["red"], linestyle=":", linewidth=1.5)
+        axis.set(title=f"buffer of {size:,}", xlabel="position after shuffling")
+    axes[0].set_ylabel("row of the stream")
     return figure
 
 
@@ -104,10 +186,10 @@ def _rectangle(x: float, y: float, width: float, style: dict):
     return Rectangle((x, y), width, 0.42, **style)
 
 
-def _box_figure(rows: list[tuple[str, Sequence[str], Sequence[str]]], legend: dict[str, str]) -> Figure:
+def _box_figure(rows: list[tuple[str, Sequence[str], Sequence[str]]], legend: dict[str, str], alt: str) -> Figure:
     from matplotlib.patches import Patch
 
-    figure, axis = new_figure(1, 1, height=0.78 * len(rows) + 0.5)
+    figure, axis = new_figure(1, 1, height=0.78 * len(rows) + 0.5, alt=alt)
     axis.set_xlim(0, 1)
     for number, (label, tokens, colors) in enumerate(rows):
         _boxes(axis, tokens, colors, -1.1 * number, label)
@@ -138,6 +220,8 @@ def masked_tokens(original: Sequence[str], shown: Sequence[str], labels: Sequenc
         [("text", rows[0], [plain] * len(colors)), ("input_ids", rows[1], colors), ("labels (-100 elsewhere)", rows[2],
           targets)],
         {"replaced by [MASK]": mask, "replaced by a random token": random, "kept, but a target": kept},
+        "A sentence three times: its tokens, what the model sees with some tokens masked, replaced or kept, and the "
+        "targets at those positions only.",
     )  # fmt: skip
 
 
@@ -161,34 +245,35 @@ def span_corruption(
 
     rows = [("text", tokens, colors), ("input_ids", inputs, paint(inputs, False)),
             ("labels", targets, paint(targets, True))]  # fmt: skip
-    return _box_figure(rows, {f"span {i}": palette[i % len(palette)] for i in range(len(spans))})
+    return _box_figure(
+        rows,
+        {f"span {i}": palette[i % len(palette)] for i in range(len(spans))},
+        "A sentence with coloured spans; in the input each span is one sentinel; the target lists each sentinel with "
+        "its span and ends with one more sentinel.",
+    )
 
 
 def attention_masks(masks: dict[str, np.ndarray], boundaries: Sequence[int]) -> Figure:
     """Who may look at whom in a packed row: ``masks[title]`` (L, L), [query, key], 0/1; lines between documents."""
-    figure, axes = new_figure(1, len(masks), height=4.0, sharey=True)
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    figure, axes = new_figure(
+        1,
+        len(masks),
+        height=4.0,
+        sharey=True,
+        alt="Two square masks of a row with three documents, divided by orange lines. Left, a full lower triangle: "
+        "later documents look at earlier ones. Right, three separate triangles on the diagonal.",
+    )
     for axis, (title, mask) in zip(np.atleast_1d(axes), masks.items(), strict=True):
-        image = axis.imshow(mask, cmap="Blues", vmin=0, vmax=1.4)  # not the darkest blue: the lines must stand out
+        axis.imshow(mask, cmap=ListedColormap(["#F2F2F2", COLORS["blue"]]), vmin=0, vmax=1)
         for place in boundaries:
             axis.axhline(place - 0.5, color=COLORS["orange"], linewidth=2)
             axis.axvline(place - 0.5, color=COLORS["orange"], linewidth=2)
         axis.set(title=title, xlabel="key (position in the row)")
         axis.grid(False)
     np.atleast_1d(axes)[0].set_ylabel("query (position in the row)")
-    bar = figure.colorbar(image, ax=axes, label="may look: 1", shrink=0.8, ticks=[0, 1], boundaries=[-0.5, 0.5, 1.5])
-    bar.ax.tick_params(length=0)
+    patches = [Patch(color=COLORS["blue"], label="may look"), Patch(color="#E2E2E2", label="may not")]
+    figure.legend(handles=patches, loc="outside lower center", ncols=2, fontsize=11)
     return figure
-
-
-def pretraining(report: dict) -> Figure:
-    """bench/results/pretraining.json as bars: means over the seeds, error bars of half their range, and word counts."""
-    means, spread = {}, {}
-    for setting in report["compared"]:
-        task, labels = setting["task"], setting["labels"]
-        runs = [run for run in report["results"] if (run["task"], run["labels"]) == (task, labels)]
-        found = {f"{s} start": [r["accuracy"] for r in runs if r["start"] == s] for s in ("random", "pretrained")}
-        found["TF-IDF, same labels"] = [report["word_counts"][str(labels)]]
-        group = f"{task}\n{labels:,} labels"
-        means[group] = {series: float(np.mean(values)) for series, values in found.items()}
-        spread[group] = {series: float(np.ptp(values)) / 2 for series, values in found.items()}
-    return grouped_bars(means, "test accuracy", spread)

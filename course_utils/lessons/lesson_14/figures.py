@@ -53,19 +53,28 @@ def _lines(text: str, width: int = 26) -> str:
     return "\n".join(part for line in kept for part in textwrap.wrap(line, width))
 
 
-def scenes(images: Sequence, questions: Sequence[str], answers: Sequence[str]) -> Figure:
+def _wrong(judged: Sequence[str]) -> str:
+    """Which of "word (right word)" are wrong, as a sentence for the alt text."""
+    pairs = [text.replace("(", " ").replace(")", " ").split() for text in judged]
+    places = [str(number) for number, (word, right) in enumerate(pairs, 1) if word != right]
+    return f" Wrong: scene {' and '.join(places)} from the left." if places else " All are right."
+
+
+def scenes(images: Sequence, questions: Sequence[str], answers: Sequence[str], judged: bool = False) -> Figure:
     """Scenes in a row, each with its question and answer.
 
     Args:
         images: n scenes, (1, 32, 32) each.
         questions, answers: n texts.
+        judged: the answers are a model's, with the right ones in brackets.
     """
+    what = f"a model's answer, with the right one in brackets.{_wrong(answers)}" if judged else "the answer."
     figure, axes = new_figure(
         1,
         len(images),
         height=2.9,
         alt="Scenes of four by four cells. Some cells hold a handwritten digit, the others grey pixels in disorder. "
-        "Above each scene stand a question about it and the answer.",
+        f"Above each scene stand a question about it and {what}",
     )
     for number, axis in enumerate(np.atleast_1d(axes)):
         _scene(axis, images[number], f"{_lines(questions[number])}\n→ {answers[number]}", names=number == 0)
@@ -85,14 +94,15 @@ def heat_maps(
     """
     rows = [maps] if second is None else [maps, second]
     meanings = [part.strip() for part in what.split("/")]
-    figure, axes = new_figure(
-        len(rows),
-        len(images),
-        height=2.75,
-        alt=f"Scenes with a colour over each patch: {what}. For a question about a place the colour lies on that one "
-        "patch; for the largest digit on one or two patches; for a count it is spread over several.",
-        squeeze=False,
+    alt = (
+        f"Scenes with a colour over each patch: {meanings[0]}. For a question about a place the colour lies on one "
+        "patch; for the largest digit on one or two; for a count all patches are coloured, those of noise too."
     )
+    if any("(" in title for title in titles):
+        alt += f" The right answers stand in brackets.{_wrong([title.split('→')[-1] for title in titles])}"
+    if second is not None:
+        alt += f" A second row shows the {meanings[1]}: strongest on the same patches, for a count on a few only."
+    figure, axes = new_figure(len(rows), len(images), height=2.75 if second is None else 2.45, alt=alt, squeeze=False)
     for row, values in enumerate(rows):
         for number, axis in enumerate(axes[row]):
             _scene(axis, images[number], _lines(titles[number]) if row == 0 else "", names=number == 0)
@@ -111,12 +121,13 @@ def accuracy(table: Mapping[str, Mapping[str, float]]) -> Figure:
     """
     kinds = list(next(iter(table.values())))
     figure = grouped_bars({kind: {name: found[kind] for name, found in table.items()} for kind in kinds}, "accuracy")
-    figure.axes[0].set_ylim(0, 1.25)
+    figure.axes[0].set_ylim(0, 1.25)  # room for the legend
+    figure.axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1])
     return describe(
         figure,
         "Bars of accuracy for all questions and for each kind. The two rules that see no image stay low everywhere, "
-        "except that the question alone gives away part of the largest digit. The model is near one where a place is "
-        "asked, high for the largest digit, and low for the count.",
+        "except for the largest digit, where both are right about every second time. The model is near one where a "
+        "place is asked, high for the largest digit, and low for the count.",
     )
 
 
@@ -174,9 +185,9 @@ def differences(found: Mapping[str, Interval], pairs: Mapping[str, Sequence[floa
 
 
 def weights(found: Mapping[str, Interval], pairs: Mapping[str, Sequence[float]]) -> Figure:
-    """Weighted losses against the uniform one; see ``differences``."""
+    """Weighted losses against equal weights; see ``differences``."""
     alt = (
-        "Differences in accuracy to uniform weights, with intervals over seeds. After a third of the steps known "
+        "Differences in accuracy to equal weights, with intervals over seeds. After a third of the steps known "
         "weights gain a great deal; after all steps the intervals hold zero, as do those of weights by frequency."
     )
-    return differences(found, pairs, "uniform weights", alt)
+    return differences(found, pairs, "equal weights", alt)

@@ -27,7 +27,13 @@ from course_utils.data.visual_questions import (
 from course_utils.models.vision_language import PatchReader, PatchScorer, VisionLanguageModel, text_config
 from course_utils.training.part_rates import PartRatesTrainer, freeze
 from course_utils.training.settings import quiet_trainer
-from course_utils.training.vision_stages import patch_scores, pretrain_tower, tower_features, train_scorer
+from course_utils.training.vision_stages import (
+    patch_scores,
+    pretrain_tower,
+    question_ids,
+    tower_features,
+    train_scorer,
+)
 from course_utils.training.vqa import answers, by_kind
 
 if TYPE_CHECKING:
@@ -141,7 +147,7 @@ def score(model: nn.Module, rows: VisualQuestions, collate: VqaCollator) -> dict
 
 
 class NotRenormalised(PartRatesTrainer):
-    """The bug of section 6: weights multiply the losses, but the divisor still counts targets."""
+    """The bug of section 7: weights multiply the losses, but the divisor still counts targets."""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple:
         batches, _ = super().get_batch_samples(*args, **kwargs)
@@ -158,9 +164,20 @@ class EverythingIsLabel(VqaCollator):
         return batch
 
 
-def other_images(values: Tensor) -> Tensor:
-    """Every row gets the next row's image: the shuffled pairing of section 8."""
-    return values.roll(1, 0)
+def other_images(stages: Stages, split: str) -> tuple[Tensor, Tensor]:
+    """``(features, scores)`` where every question has the row before's image, its patches scored for this question."""
+    features = stages.features[split].roll(1, 0)
+    questions, vocabulary = stages.data[split].questions, stages.tokenizer.get_vocab()
+    return features, patch_scores(stages.scorer, features, questions, vocabulary)
+
+
+@torch.no_grad()
+def scorer_alone(stages: Stages, split: str) -> dict[str, float]:
+    """Accuracy of the scorer's own answers, by kind."""
+    rows, vocabulary = stages.data[split], stages.tokenizer.get_vocab()
+    logits = stages.scorer(stages.features[split], question_ids(rows.questions, vocabulary))[1]
+    right = logits.argmax(-1) == torch.tensor([vocabulary[answer] for answer in rows.answers])
+    return by_kind(right, rows.kinds)
 
 
 def prediction_panel(
@@ -173,7 +190,7 @@ def prediction_panel(
 
         words = said(model, rows, numbers, collate, tokenizer)
         shown = [f"{word} ({rows.answers[number]})" for word, number in zip(words, numbers, strict=True)]
-        return figures.scenes(rows.images[list(numbers)], [rows.questions[n] for n in numbers], shown)
+        return figures.scenes(rows.images[list(numbers)], [rows.questions[n] for n in numbers], shown, judged=True)
 
     return draw
 
