@@ -46,7 +46,7 @@ task.fine_tune(adapted, examples, max_steps, 5e-3, seed=seed)
 
 
 def marks(encoded):
-    return figures.visible(tokenizer, encoded["input_ids"]), [label != -100 for label in encoded["labels"]]
+    return figures.marked(tokenizer, encoded)
 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -68,12 +68,13 @@ for name, model in {"base": base, "fine-tuned": tuned}.items():
     library = task.scores(model, tokenizer, template, validation)["exact_match"]
     topic = task.scores(model, tokenizer, topic_template, topic_rows)["exact_match"]
     found[name] = {"library": library, "topic": topic}
-teach.show(figures.before_after(found))
+majority = Counter(validation["output"]).most_common(1)[0][1] / len(validation)
+teach.show(figures.before_after(found, majority))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The base writes the topic of a documentation sentence; we teach it to name the library. It learns fast, because it
-# can tell the libraries apart already. The topics are destroyed in the same seconds: forgetting. Keep both bars in
-# mind.
+# can tell the libraries apart already. After the same seconds it no longer answers with topics: forgetting. Keep
+# both bars in mind.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Seven phases
@@ -131,7 +132,7 @@ teach.show(figures.token_strip(strips))
 # Offsets say which characters a token covers. A token that holds at least one character of the answer is learnt.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## A chat: every answer, each with its end
+# ## A chat: what the assistant says, and its end
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 messages = [
@@ -152,7 +153,7 @@ teach.show(figures.adapter())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # B starts at zero: the first forward pass is the base's. A must not be zero as well: ask why. Then both gradients
-# would be zero. Alpha over r keeps the size of the update when the rank changes.
+# would be zero. Alpha over r only softens what another rank does to the update; the best rate still changes.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What training keeps
@@ -162,13 +163,12 @@ teach.show(figures.memory({"full": lora.training_bytes(base), "LoRA, rank 16": l
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Gradients and moments exist for trained weights only. In a wide model the orange sliver nearly vanishes. Activations
-# are not in the picture and are not saved.
+# are not in the picture and are not spared.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What it learns
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
-majority = Counter(validation["output"]).most_common(1)[0][1] / len(validation)
 exact = {
     name: [task.scores(model, tokenizer, template, validation)["exact_match"]]
     for name, model in {"full": tuned, "LoRA, rank 16": adapted}.items()
@@ -183,8 +183,8 @@ teach.show(
 )
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# One seed here; the lesson has three with an interval, and a random base under LoRA, which stays on the dashed line:
-# adapters bend what is there, they do not build.
+# One seed here; the lesson has three with an interval, and one run of LoRA on a random base, which stays on the
+# dashed line: a hint, no proof, that adapters need a trained base.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What it forgets
@@ -200,7 +200,7 @@ with lora.adapters_off(adapted):
 teach.show(figures.forgetting(lost, task.text_loss(base, tokenizer, texts)))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Loss on plain text, which the base was trained on. LoRA with its adapters on forgets as well at this rate. Its
+# Loss on plain text, which the base was trained on. LoRA with its adapters on forgets more at this rate. Its
 # protection is the switch: off, the base is back exactly.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -208,12 +208,11 @@ teach.show(figures.forgetting(lost, task.text_loss(base, tokenizer, texts)))
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 bench = json.loads((Path(course_utils.__file__).parents[1] / "bench/results/lora.json").read_text())
-best_full = max(sum(values) / len(values) for values in bench["full"].values())
-teach.show(figures.sweep(bench["lora"], best_full))
+teach.show(figures.sweep(bench["lora"], max(bench["full"].values(), key=sum)))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # From the committed benchmark, three seeds a point, validation rows. Whoever takes over full fine-tuning's rate
-# stands at the left edge and concludes that LoRA does not work.
+# stands at the left edge and, at a low rank, concludes that LoRA does not work.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The end token, masked
@@ -243,8 +242,8 @@ teach.show(figures.divisors())
 teach.show(figures.levels(quantize.nf4_levels().tolist(), quantize.int4_levels().tolist()))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# QLoRA freezes the base in four bits. The levels are quantiles of a normal distribution: each stands for as many
-# weights. A scale for each 64 weights costs half a bit.
+# QLoRA freezes the base in four bits. The levels are quantiles of a normal distribution: dense where most weights
+# are. A scale for each 64 weights costs half a bit.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Exercise 10.5
@@ -269,7 +268,7 @@ teach.show(figures.levels(quantize.nf4_levels().tolist(), quantize.int4_levels()
 #
 # - Labels decide what is learnt: look at them
 # - The space belongs to the answer
-# - LoRA saves moments and gradients, and keeps the base
+# - LoRA: the base stays, without gradients and moments
 # - Measure what was there before, too
 
 # %% [markdown] slideshow={"slide_type": "notes"}

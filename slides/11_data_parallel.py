@@ -74,7 +74,7 @@ teach.show(figures.who_is_who())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # torchrun runs once per node and starts the ranks. RANK counts over all nodes, LOCAL_RANK chooses the GPU. Rank 0 opens
-# the port, the others knock: a process group. NCCL on GPUs, gloo on CPUs.
+# the port, the others connect to it: a process group. NCCL on GPUs, gloo on CPUs.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Four collectives
@@ -94,7 +94,8 @@ teach.show(figures.ring(figures.ring_history(4)))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # A recorded run on four pretended ranks. Follow chunk 0: it starts at rank 1, collects B, C, D, and is complete at rank
-# 0. All send at once, so nobody waits. If all sent first and then received, on gloo, all would wait for ever.
+# 0. All send at once; each waits only for its left neighbour. If all sent first and then received, on gloo, all would
+# wait for ever.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 2(N-1)/N, counted
@@ -147,8 +148,9 @@ model = reference.new_model(seed)
 teach.show(figures.buckets(model, buckets_of(list(model.parameters()), 128 * 1024)))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Backward reaches the last layer first. Its gradients can travel while the others are computed. The embedding comes
-# last, and here it is also the output matrix. Buckets go out in one fixed order: ranks pair exchanges by their order.
+# Backward reaches the last block first. Its gradients can travel while the others are computed. The embedding comes
+# last: it is also the output matrix, so its gradient is complete only at the end. Buckets go out in one fixed order:
+# ranks pair exchanges by their order.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Overlap, with time stamps
@@ -160,7 +162,7 @@ teach.show(figures.timelines({kind: ranks(on_ranks.timeline, kind=kind, **more)[
 # %% [markdown] slideshow={"slide_type": "notes"}
 # One step, rank 0, this machine. Naive: the network rests during backward, then the processor rests. In buckets: fewer
 # messages, most of them during backward. The very last can overlap with nothing. Here two ranks share the cores, so do
-# not read milliseconds as a promise.
+# not read milliseconds as a promise: the step shown is the one of median length of five. Compare where exchanges begin.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## `no_sync`: talk once a window
@@ -234,8 +236,9 @@ worse = [wrong["loss"] - right["loss"] for wrong, right in zip(found["wrong"], f
 teach.show(figures.seeds({"own weights": found["wrong"][0]["apart"], "rank 0's": found["right"][0]["apart"]}, worse))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The ranks average gradients of different models. Nothing pulls them together. The loss falls, only less: in all three
-# seeds. DDP's broadcast at construction repairs it, and then other seeds change nothing, to the bit.
+# The ranks average gradients of different models. Only weight decay pulls them together, a little. On unseen rows the
+# loss is higher in all three seeds. DDP's broadcast at construction repairs it, and then the other ranks' seeds change
+# nothing, to the bit.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Symptoms and checks
@@ -250,8 +253,8 @@ teach.show(figures.seeds({"own weights": found["wrong"][0]["apart"], "rank 0's":
 # | EADDRINUSE | another run on this port: `--standalone` |
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Gloo, shapes that do not fit: rank 0 has a result, rank 1 times out. So the hang shows one exchange later than its
-# cause. monitored_barrier names the rank that is missing. Exercise 11.5: a loop that forgot three things.
+# Gloo, shapes that do not fit: rank 1 hangs at the cause, rank 0 has a result and hangs one exchange later.
+# monitored_barrier (gloo only) names the rank that is missing. Exercise 11.5: a loop that forgot three things.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Start it, and start it again

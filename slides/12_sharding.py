@@ -73,7 +73,8 @@ teach.show(figures.held_bytes(held, formula, parameters))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Counted from the memory behind the tensors, not computed. The black line is the formula. With more ranks the divided
-# parts go on shrinking; stages 1 and 2 have a floor. Exercise 12.1 is such a sum with other number types.
+# parts go on shrinking; stages 1 and 2 have a floor, stage 3 has the gathered units instead. Exercise 12.1 is such a
+# sum with other number types.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A unit: one flat buffer, a slice for each rank
@@ -83,7 +84,7 @@ teach.show(figures.cut([(6, 4), (5,), (3, 4)]))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Laid end to end, padded, cut. The model's parameters become views into the buffer. AdamW treats every number for
-# itself, so an optimizer can work on any slice. Exercise 12.2 does it with a list of pretended ranks.
+# itself, so an optimizer can work on any slice. Exercise 12.2 does it with a list in place of the ranks.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Stage 1: four lines
@@ -123,7 +124,8 @@ teach.show(figures.volumes({name: ranks(task.exchanged_in_a_step, **way)[0] for 
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Collectives counted as torch calls them. The ZeRO paper's 2 Psi, 2 Psi, 3 Psi; the third is a little less here, since
-# the outer unit is gathered once. Stages 1 and 2 cost nothing extra.
+# the outer unit is gathered once. Without accumulation stages 1 and 2 cost nothing extra; with it stage 2 reduces after
+# every micro-batch and stage 3 gathers as well.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The real one
@@ -165,8 +167,8 @@ watched = {name: ranks(task.gathered_over_a_step, layers=task.LAYERS, **some)[0]
 teach.show(figures.gathered(watched))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Measured after each operation of one step. Per layer is the usual choice. One unit is the mistake that happens when
-# the wrapping setting names no layer. Exercise 12.3 picks a size for a budget.
+# Measured after each operation of one step. Per layer is the usual choice. One unit is the mistake that happens with
+# fully_shard(model) alone, or with the policy NO_WRAP. Whole gradients come on top. Exercise 12.3 picks a size.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Save shards, convert once
@@ -182,8 +184,8 @@ teach.show(figures.gathered(watched))
 # ```
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# DCP reads into tensors that are there; an empty dict asks for nothing. A full state dict is complete on rank 0 and
-# empty on the others. With if rank == 0 around the call, rank 0 waits for ever.
+# DCP reads into tensors that are there; an empty dict asks for nothing. A full state dict with cpu_offload is complete
+# on rank 0 and empty on the others. With if rank == 0 around the call, rank 0 waits until the backend's timeout.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same by YAML, and in the Trainer
@@ -197,7 +199,7 @@ teach.show(figures.gathered(watched))
 #   fsdp_transformer_layer_cls_to_wrap: Qwen3DecoderLayer
 # ```
 #
-# `TrainingArguments(fsdp=True, fsdp_config={...})`: the same keys without `fsdp_`
+# `TrainingArguments(fsdp=True, fsdp_config={...})`: the same keys without `fsdp_`, but `cpu_offload`
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The launcher turns the file into environment variables; Accelerator reads those. On CPU ranks accelerate trains with
@@ -216,7 +218,7 @@ teach.show(figures.gathered(watched))
 # > Look at what it resolved to: type, wrapper, local shapes.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Each row is executed in the lesson. None of them raises. Exercise 12.4 repairs a configuration with four of these.
+# Each row is executed in the lesson. None of them raises. Exercise 12.4 repairs a configuration with four such faults.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two dimensions: HSDP, and FSDP with TP
@@ -226,7 +228,8 @@ teach.show(figures.meshes())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # A mesh of four ranks. HSDP: shards inside a machine, copies across machines. With tensor parallelism a parameter is
-# cut twice. Both run in Deeper sections, on four tiny ranks.
+# cut twice; the picture is down_proj, the other matrices are cut otherwise. Both run in Deeper sections, on four
+# tiny ranks.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Your turn
@@ -240,7 +243,7 @@ teach.show(figures.meshes())
 # > Next: lesson 13, DeepSpeed.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# 30 minutes. No checker starts other processes; 12.5 runs the answer as one of four pretended ranks.
+# 30 minutes. No checker starts other processes; 12.5 runs the answer as one of four ranks and plays the others.
 
 # %% slideshow={"slide_type": "skip"}
 ranks.close()

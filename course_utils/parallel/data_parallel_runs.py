@@ -1,7 +1,7 @@
 """The reference run, data parallel in five ways; each function runs on a rank (lessons 11 and 13).
 
     ranks(train_data_parallel, kind="ddp", steps=10)
-    # -> per rank {"losses", "from_alone", "from_micro_batches", "world_size", "backend", "wrapper", "sample"}
+    # -> per rank {"losses", "from_alone", "from_micro_batches", "world_size", "backend", "wrapper", "sample", "hash"}
 
 All of them take the same rows in the same order as ``reference.train_alone``, and divide by the targets of all ranks.
 """
@@ -45,7 +45,8 @@ def train_data_parallel(
     Returns:
         ``losses`` per step, over the targets of all ranks; ``from_alone``: the largest difference of a final weight
         from ``reference.train_alone``; ``from_micro_batches``: from one process that adds up as many micro-batches as
-        the ranks have together; ``world_size``, ``backend``, ``wrapper``: what really ran; ``sample``: some weights.
+        the ranks have together; ``world_size``, ``backend``, ``wrapper``: what really ran; ``sample``: some weights;
+        ``hash``: of all of them.
 
     Raises:
         ValueError: an unknown ``kind``.
@@ -73,6 +74,7 @@ def train_data_parallel(
         "backend": link.backend,
         "wrapper": wrapper,
         "sample": weights[::EVERY].tolist(),
+        "hash": reference.hash_of(weights),
     }
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from course_utils.parallel import reference
-from course_utils.parallel.held import held
+from course_utils.parallel.held import held, local
 from course_utils.parallel.sharded import join, make_adamw, my_rows, rehearsal, set_up, shard_shapes, whole_weights
 from course_utils.parallel.zero import STAGES
 
@@ -28,6 +28,33 @@ KINDS = ("ddp", *STAGES, "fully_shard", "fsdp1", "fsdp2", "fsdp2_trainer")
 @functools.cache
 def _alone(steps: int, seed: int, source: str) -> dict[str, Any]:
     return reference.train_alone(steps, seed=seed, source=source)
+
+
+@functools.cache
+def _alone_gradient(seed: int, source: str) -> float:
+    """Length of the first step's gradient in one process."""
+    model, (batch,) = reference.new_model(seed), reference.global_batches(1, seed=seed, source=source)
+    (reference.summed_loss(model, batch) / reference.count_targets(batch)).backward()
+    return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+
+
+def gradient_length(model: nn.Module, optimizer: Any) -> float:
+    """Length of the gradient of all ranks, read from AdamW's first moment after its first step (every rank calls it).
+
+    AdamW's steps hardly depend on the gradient's length, so weights that agree do not show that the lengths do.
+    """
+    while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
+        optimizer = optimizer.optimizer
+    sums = torch.zeros(2, dtype=torch.float64)  # squares, elements
+    for group in optimizer.param_groups:
+        for entry in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
+            moment = local(entry["exp_avg"]).detach().double() / (1 - group["betas"][0])
+            sums += torch.stack([moment.square().sum().cpu(), torch.tensor(float(moment.numel()))])
+    sums = sums.to(next(model.parameters()).device)
+    dist.all_reduce(sums)
+    squares, elements = sums.tolist()
+    whole = sum(p.numel() for p in reference.new_model().parameters())
+    return (squares / round(elements / whole)) ** 0.5  # under DDP every rank has a copy
 
 
 def train_sharded(
@@ -47,8 +74,8 @@ def train_sharded(
 
     Returns:
         ``losses`` (a float a step), ``from_alone`` and ``losses_from_alone`` (largest difference to one process),
-        ``world_size``, ``backend``, ``distributed_type``, ``wrapper``, ``shards`` (name -> local shape), ``held``
-        (bytes before the last optimizer step).
+        ``gradient_from_alone`` (relative difference of the first gradient's length), ``world_size``, ``backend``,
+        ``distributed_type``, ``wrapper``, ``shards`` (name -> local shape), ``held`` (bytes before the last step).
 
     Raises:
         ValueError: an unknown ``kind``.
@@ -66,6 +93,7 @@ def train_sharded(
         found = _train(kind, device, **run, **options)
     alone = _alone(steps, seed, source)
     apart = [abs(a - b) for a, b in zip(found["losses"], alone["losses"], strict=True)]
+    found["gradient_from_alone"] = abs(found.pop("gradient") / _alone_gradient(seed, source) - 1)
     found["from_alone"] = (found.pop("weights") - alone["weights"]).abs().max().item()
     return {
         **found,
@@ -78,9 +106,7 @@ def train_sharded(
 def _train(kind: str, device: torch.device, steps: int, seed: int, source: str, **options: Any) -> dict[str, Any]:
     """The loop of ``reference.train_alone``, with this rank's rows."""
     model, optimizer, step, facts = set_up(kind, reference.new_model(seed).to(device), **options)
-    scale = (
-        1 if kind in STAGES else dist.get_world_size()
-    )  # by hand gradients are summed; DDP and FSDP divide by the ranks
+    scale = 1 if kind in STAGES else dist.get_world_size()  # by hand gradients are summed; DDP and FSDP average them
     losses = []
     for number, batch in enumerate(reference.global_batches(steps, seed=seed, source=source)):
         loss = reference.summed_loss(model, my_rows(batch, device)) / reference.count_targets(batch)
@@ -88,6 +114,8 @@ def _train(kind: str, device: torch.device, steps: int, seed: int, source: str, 
         if number == steps - 1:
             facts["held"] = held(model, optimizer)
         step()
+        if number == 0:
+            facts["gradient"] = gradient_length(model, optimizer)
         total = loss.detach().clone()
         dist.all_reduce(total)
         losses.append(total.item())
@@ -107,6 +135,10 @@ def _with_trainer(steps: int, seed: int, source: str, rehearse: bool, **config: 
         def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
             if state.global_step == steps - 1:
                 found["held"] = held(trainer.model_wrapped, optimizer)
+
+        def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+            if state.global_step == 1:
+                found["gradient"] = gradient_length(trainer.model_wrapped, optimizer)
 
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(

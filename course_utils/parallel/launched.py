@@ -82,11 +82,11 @@ def run_launched(
         place.mkdir(parents=True, exist_ok=True)
         for old in place.glob("rank-*"):
             old.unlink()
-        variables = {**os.environ, **_variables(launcher, on_cpu), **(environment or {}), FOLDER: str(place)}
+        variables = {**os.environ, **variables_for(launcher, on_cpu), **(environment or {}), FOLDER: str(place)}
         rank_main = Path(__file__).with_name("launched_rank.py")
         line = [*command(launcher, processes, options), str(rank_main), str(program), *arguments]
         process = start(line, place / "launcher.log", variables)
-        run = _Run(process, place, processes, echo)
+        run = Run(process, place, processes, echo)
         try:
             in_time = run.watch(timeout, restarts=any("restarts" in option for option in options))
             if not in_time:
@@ -113,7 +113,7 @@ def command(launcher: str, processes: int, options: Sequence[str] = ()) -> list[
     return [*python, *own, *options]
 
 
-def _variables(launcher: str, on_cpu: bool) -> dict[str, str]:
+def variables_for(launcher: str, on_cpu: bool) -> dict[str, str]:
     """For the ranks: one thread each, as they share the cores; and that the CPU is meant, where it is."""
     found = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     if on_cpu:
@@ -122,7 +122,7 @@ def _variables(launcher: str, on_cpu: bool) -> dict[str, str]:
     return found
 
 
-class _Run:
+class Run:
     """One run: the notes that its ranks leave in ``folder``, the output passed on so far, and what has vanished."""
 
     def __init__(self, process: subprocess.Popen, folder: Path, processes: int, echo: Callable | None):

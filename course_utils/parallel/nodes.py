@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from course_utils.parallel.launched import _Run, _variables, kill_marked
+from course_utils.parallel.launched import Run, kill_marked, variables_for
 from course_utils.parallel.launched_rank import FOLDER
 from course_utils.parallel.processes import free_ports, kill, start, wait
 
@@ -60,9 +60,9 @@ def run_on_nodes(
     line += [str(Path(__file__).with_name("launched_rank.py")), str(program), *arguments]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
-        variables = {**os.environ, **_variables("torchrun", on_cpu=True), FOLDER: str(place)}
+        variables = {**os.environ, **variables_for("torchrun", on_cpu=True), FOLDER: str(place)}
         launchers = [start(line, place / f"launcher-{node}.log", variables) for node in range(nodes)]
-        run = _Run(launchers[0], place, nodes * processes, echo=None)
+        run = Run(launchers[0], place, nodes * processes, echo=None)
         try:
             in_time = run.watch(timeout, restarts=False) and wait(launchers, timeout)
             if not in_time:

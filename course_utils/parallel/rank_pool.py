@@ -11,6 +11,7 @@ it uses. Ranks never are forks of the kernel: what hangs or crashes there is end
 from __future__ import annotations
 
 import atexit
+import dis
 import functools
 import inspect
 import json
@@ -28,6 +29,8 @@ from typing import Any
 
 from course_utils.parallel.local_ranks import RanksFailed, rank_variables
 from course_utils.parallel.processes import GRACE, free_ports, kill, last_lines
+
+LOOKED_UP = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")  # the last one: class bodies, Python 3.12
 
 
 class Ranks:
@@ -180,8 +183,8 @@ def _bring(name: str, value: Any, opening: dict[str, str], bodies: dict[str, str
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Names that the code, and the functions inside it, look up."""
-    yield from code.co_names
+    """Names that the code, and the functions inside it, look up in their module; attributes are none."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in LOOKED_UP)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)

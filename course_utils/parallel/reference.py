@@ -10,6 +10,7 @@ lines, and its losses and weights are what data parallel, FSDP and DeepSpeed are
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any
 
 import torch
@@ -134,6 +135,11 @@ def train_alone(
 def flat_weights(model: nn.Module) -> Tensor:
     """All parameters of an unsharded model in one row, float32, tied ones once."""
     return torch.cat([p.detach().flatten().float().cpu() for p in model.parameters()])
+
+
+def hash_of(weights: Tensor) -> str:
+    """A hash of every byte of flat ``weights``: equal where, and only where, all of them are equal to the bit."""
+    return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _padded(chosen: list[list[int]]) -> Batch:

@@ -201,7 +201,10 @@ class Zero3(Zero2):
 
 
 def fetch(unit: Unit) -> None:
-    """Give ``whole`` its memory back and gather it, if it is not there."""
+    """Give ``whole`` its memory back and gather it, if it is not there.
+
+    The storage stays the same object: all views of it see the numbers again, also those that autograd saved.
+    """
     size = unit.whole.numel() * unit.whole.element_size()
     if unit.whole.untyped_storage().nbytes() != size:
         unit.whole.untyped_storage().resize_(size)

@@ -2,7 +2,7 @@
 
 It has seen plain sentences, and sentences followed by a topic: "...\\n\\nTopic: arrays". So it tells the libraries
 apart and knows a little English, but it has met no instruction and never had to name a library. Why not random weights:
-low-rank adapters cannot teach a random model (lesson 10 shows it), and nobody fine-tunes one.
+nobody fine-tunes them, and what is forgotten has to be known first.
 """
 
 from __future__ import annotations

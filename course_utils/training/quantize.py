@@ -11,14 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OFFSET = 0.9677083  # the outermost quantile: (1 - 1/30 + 1 - 1/32) / 2 of it lies below, as bitsandbytes takes it
+OFFSET = 0.9677083  # share of a normal below the outermost level: the mean of 1 - 1/30 and 1 - 1/32, as bitsandbytes
 BLOCK = 64
 
 
 def nf4_levels() -> Tensor:
     """The 16 levels in [-1, 1], rising: 8 for positive numbers, 7 for negative ones, and 0.
 
-    A normal distribution puts about the same share of its numbers nearest to each level: no level is wasted.
+    Quantiles of a normal distribution, scaled to [-1, 1]: dense where most weights are. They are not used equally
+    often: a block's largest number is scaled to 1, so few of its numbers lie near the ends.
     """
     positive = torch.special.ndtri(torch.linspace(OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
     negative = -torch.special.ndtri(torch.linspace(OFFSET, 0.5, 8, dtype=torch.float64)[:-1])

@@ -42,8 +42,9 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # that fits this laptop: a decoder with Qwen3's architecture, trained once in about half a minute and then cached. It
 # has read sentences of documentation, and sentences followed by a topic. It has never met an instruction.
 #
-# The tokenizer is of the kind that GPT-2, Llama 3 and Qwen use: **byte-level BPE**. Every text has tokens, and *a
-# space belongs to the word behind it*. That will matter. `<bos>` is its begin token, `<|im_end|>` its end token.
+# The tokenizer is of the kind that GPT-2, Llama 3 and Qwen use: **byte-level BPE**. It can write any text, if
+# need be in bytes, and *a space belongs to the word behind it* (shown as `Ġ`). That will matter. `<bos>` is its begin
+# token, `<|im_end|>` its end token.
 
 # %%
 import torch
@@ -57,7 +58,7 @@ tokenizer = load_chat_tokenizer(source)
 base = load_base_lm(source)
 sentence = own_sentences()[52]  # our own, as an example
 print(f"{sum(p.numel() for p in base.parameters()):,} parameters")
-print(tokenizer.tokenize("Which library?")[:9])
+print(tokenizer.tokenize("Which library?"))
 
 # %% [markdown]
 # The task: *Which library documents this?* The answer is one of ten names. `load_rows` gives 3,000 training rows that
@@ -67,13 +68,15 @@ print(tokenizer.tokenize("Which library?")[:9])
 from course_utils.data.instructions import Template
 from course_utils.lessons.lesson_10 import figures, task
 
+# the ten: accelerate, datasets, matplotlib, numpy, pandas, scipy, sklearn, sympy, torch
+# and transformers
 rows = task.load_rows(source)
 template = Template("{instruction}\n\n{input}\n\nAnswer:", " {output}")
 topic_template = Template("{input}\n\nTopic:", " {output}")
 example = {
     "instruction": "Which library documents this?",
     "input": sentence,
-    "output": "torch",
+    "output": "torch",  # an answer for the form's sake: the sentence is ours
 }
 prompt, answer = template.render(example)
 print(prompt + answer)
@@ -87,8 +90,11 @@ print(prompt + answer)
 
 # %%
 teach.show_source(task.fine_tune)
+teach.show_source(task.answer_loss)
 
 # %%
+from collections import Counter
+
 from course_utils.training.base_lm import TOPICS
 
 local = source == "local"
@@ -108,16 +114,17 @@ for name, model in {"base": base, "fine-tuned": tuned}.items():
     library = task.scores(model, tokenizer, template, validation)
     topic = task.scores(model, tokenizer, topic_template, topic_rows)
     found[name] = {"library": library["exact_match"], "topic": topic["exact_match"]}
-teach.show(figures.before_after(found))
+majority = Counter(validation["output"]).most_common(1)[0][1] / len(validation)
+teach.show(figures.before_after(found, majority))
 before, after = found["base"], found["fine-tuned"]
 teach.claim("the base names no library", before["library"] < 0.02, when=local)
 teach.claim("fine-tuned: > 35 % are right", after["library"] > 0.35, when=full)
 teach.claim("and the topics are gone: < 10 %", after["topic"] < 0.1, when=full)
 
 # %% [markdown]
-# Both halves of the figure are this lesson. The left bars: seconds of training teach the new task, because the base
-# already tells the libraries apart. The right bars: the same seconds destroyed what it could do before. That is
-# called **forgetting**.
+# The blue bars: seconds of training teach the new task, because the base already tells the libraries apart; the dashed
+# line is what a model gets that always gives the most frequent answer. The orange bars: after the same seconds it no
+# longer answers with the topic. That is called **forgetting**.
 #
 # ## 2 · Seven phases
 #
@@ -139,8 +146,8 @@ teach.show(figures.phases())
 # | 7 after | another prompt than in training; no end | `recipes/generate.py` |
 #
 # Phase 2: a dataclass has a field, a type, a default and a help line for each setting, and transformers'
-# `HfArgumentParser` makes the command line from it. A misspelt flag is an error. `{run}` in the output folder becomes
-# a name that says what ran.
+# `HfArgumentParser` makes the command line from it. `{run}` in the output folder becomes a name that says what ran
+# (`b8x1`: 8 rows a device, 1 micro-batch a step).
 
 # %%
 from course_utils.recipes import finetune
@@ -162,15 +169,16 @@ import tempfile
 from course_utils.recipes.prepare_data import finished, prepare
 
 folder = tempfile.mkdtemp()
-ours = [example | {"input": text} for text in own_sentences()[:30]]
-files = prepare(folder, lambda: {"train": ours}, template, rank=0)
+few = [example | {"input": text} for text in own_sentences()[:30]]
+files = prepare(folder, lambda: {"train": few}, template, rank=0)
 same = prepare(folder, lambda: {}, template, rank=1, timeout=5)
 print({split: len(path.read_text().splitlines()) for split, path in files.items()})
 teach.claim("rank 1 found what rank 0 wrote, without loading", files == same)
 files["train"].write_text("half a li")
+# "fields": {} means: no column is renamed
 wanted = {"prompt": template.prompt, "answer": template.answer, "fields": {}}
-found = finished(files["train"].parent, wanted)
-teach.claim("a damaged file is noticed", found is None)
+left = finished(files["train"].parent, wanted)
+teach.claim("a damaged file is noticed", left is None)
 
 # %% [markdown]
 # ## 3 · From a row to labels
@@ -181,11 +189,10 @@ teach.claim("a damaged file is noticed", found is None)
 # %%
 from course_utils.data.instructions import encode
 
+teach.show_source(encode)
 short = "Which library?\n\nAdd two tensors.\n\nAnswer:"
-encoded = encode(tokenizer, short, " torch")
-texts = figures.visible(tokenizer, encoded["input_ids"])
-learnt = [label != -100 for label in encoded["labels"]]
-teach.show(figures.token_strip({"prompt, answer, end": (texts, learnt)}))
+strip = figures.marked(tokenizer, encode(tokenizer, short, " torch"))
+teach.show(figures.token_strip({"prompt, answer, end": strip}))
 
 # %% [markdown]
 # ### The boundary
@@ -195,25 +202,17 @@ teach.show(figures.token_strip({"prompt, answer, end": (texts, learnt)}))
 
 # %%
 strips = {}
-cases = {
-    "counted: 'Answer: ' + 'pandas'": ("Answer: ", "pandas"),
-    "counted: 'Answer:' + ' pandas'": ("Answer:", " pandas"),
-}
-for title, pair in cases.items():
-    wrong = task.masked_by_length(tokenizer, *pair)
-    strips[title] = wrong["input_ids"], [y != -100 for y in wrong["labels"]]
-right = encode(tokenizer, "Answer: ", "pandas")
-strips["by characters (encode): 'Answer: ' + 'pandas'"] = (
-    right["input_ids"],
-    [y != -100 for y in right["labels"]],
-)
-strips = {k: (figures.visible(tokenizer, ids), m) for k, (ids, m) in strips.items()}
+for pair in (("Answer: ", "pandas"), ("Answer:", " pandas")):
+    counted = task.masked_by_length(tokenizer, *pair)
+    strips["counted: {!r} + {!r}".format(*pair)] = figures.marked(tokenizer, counted)
+right = figures.marked(tokenizer, encode(tokenizer, "Answer: ", "pandas"))
+strips["by characters (encode): 'Answer: ' + 'pandas'"] = right
 teach.show(figures.token_strip(strips))
 
 # %% [markdown]
 # Alone, `"Answer: "` ends in a token for the space. Together with `pandas` that space belongs to the word, so the
-# text has one token less, and the count masks *the whole answer*. Only the end token is learnt. No error, and the
-# loss looks splendid. We train both ways, at the same settings:
+# text has one token less, and the count masks *the whole answer*. Only the end token is learnt. No error, and a loss
+# near 0. We train this way, at section 1's settings:
 
 # %%
 from course_utils.data.instructions import boundary_is_clean
@@ -232,8 +231,8 @@ teach.claim("and it has learnt no answer: < 2 %", score < 0.02, when=full)
 # %% [markdown]
 # Two rules follow. The space stands at the start of the answer (`Template` refuses a prompt that ends in one). And
 # the boundary is found by *characters*: fast tokenizers tell which characters a token covers, its **offsets**.
-# `encode` tokenises prompt and answer together, as the model will meet them, and labels each token that holds a
-# character of the answer.
+# `encode` tokenises prompt and answer together and labels each token that holds a character of the answer. It repairs
+# the labels only: who generates from `"Answer: "` still hands the model a lone space token.
 #
 # ### Does masking help?
 #
@@ -257,19 +256,18 @@ for run_seed in seeds:
             full_losses.append(task.text_loss(model, tokenizer, validation["input"]))
 
 # %%
-from collections import Counter
-
-majority = Counter(validation["output"]).most_common(1)[0][1] / len(validation)
 teach.show(figures.masking(exact, majority))
 masked, learnt_all = exact.values()
 gain = task.paired_interval([a - b for a, b in zip(masked, learnt_all, strict=True)])
 print("gain of masking, paired:", gain)
+tokens = sum(len(row["input_ids"]) for row in examples) / len(examples)
+print(f"tokens of a row, on average: {tokens:.0f}")
 teach.claim("masking gains in every seed", min(masked) > max(learnt_all), when=full)
 
 # %% [markdown]
-# With labels on everything, the two tokens that matter are a small part of some forty. In as many steps the model
-# learns more about documentation and less about answering. The smaller the answers' share, the larger the effect. For
-# long answers the difference may be small (not measured here): try both on yours.
+# (`paired_interval`: mean and 95 % interval over seeds, lesson 06.) With labels on everything, the two tokens that
+# matter are a small part of a row. In as many steps the model learns less about answering. For long answers the
+# difference may be small (not measured here): try both on yours.
 #
 # ### Truncation, padding, turns
 #
@@ -296,14 +294,11 @@ if not local:  # Qwen3's template writes earlier answers otherwise: one turn onl
     messages = messages[:2]
 chat = encode_chat(tokenizer, messages)
 if local:
-    texts = figures.visible(tokenizer, chat["input_ids"])
-    marks = [y != -100 for y in chat["labels"]]
-    half = texts.index("<|im_start|>", 20) if "<|im_start|>" in texts[20:] else 24
-    strip = {
-        "a chat": (texts[:half], marks[:half]),
-        "goes on": (texts[half:], marks[half:]),
-    }
-    teach.show(figures.token_strip(strip))
+    pieces, learnt = figures.marked(tokenizer, chat)
+    turns = [i for i, piece in enumerate(pieces) if piece == "<|im_start|>"]
+    again = turns[2]  # the second question: a new line in the figure
+    first, second = (pieces[:again], learnt[:again]), (pieces[again:], learnt[again:])
+    teach.show(figures.token_strip({"a chat": first, "goes on": second}))
 asked = {"return_assistant_tokens_mask": True, "return_dict": True}
 theirs = tokenizer.apply_chat_template(messages, **asked)
 marked = [bool(mark) for mark in theirs["assistant_masks"]]
@@ -318,7 +313,7 @@ teach.claim("our marks are those of {% generation %}", same, when=local)
 #
 # - `a`: `encode` with `max_length=20`
 # - `b`: `encode` with `max_length=12`
-# - `c`: the row is cut from the right to 12 tokens
+# - `c`: the row, its end token already added, is cut from the right to 12 tokens
 # - `d`: as `a`, but padding is the end token and the collator sets `labels[input_ids == pad] = -100`
 # - `e`: `encode_chat`, two questions, answers of 3 and 4 tokens, nothing is cut
 
@@ -332,8 +327,8 @@ teach.check("10.1", prediction)
 # ### Exercise 10.2: mask a batch
 #
 # `rows` are lists of token ids, each with its end token; `starts[i]` is the place of row i's first answer token.
-# Return `input_ids`, `attention_mask` and `labels`, all `(B, T)`, padded on the right. `pad_token_id` may be the end
-# token.
+# Return a dictionary of `input_ids`, `attention_mask` and `labels`, all `(B, T)`, padded on the right. `pad_token_id`
+# may be the end token.
 
 
 # %%
@@ -349,8 +344,9 @@ teach.check("10.2", mask_batch)
 # ### Exercise 10.3: a template for another data set
 #
 # Quiz rows have the columns `question`, `hint` (often empty) and `solution`. Write a `Template`. A paragraph of the
-# prompt whose fields are all empty is left out; `fields={"name in braces": "column"}` maps names. Both text arguments
-# are up to you, as long as the two rules above are kept.
+# prompt whose fields are all empty is left out; `fields={"name in braces": "column"}` maps names. The prompt says
+# `Question: ` before the question and `Hint: ` before the hint; without a hint that word is gone, too. The rest is up
+# to you, as long as the space stands at the start of the answer.
 
 # %%
 quiz_template = ...  # Template(...)
@@ -367,8 +363,8 @@ teach.check("10.3", quiz_template)
 #
 # $$y = Wx + \frac{\alpha}{r}\,BAx, \qquad A: (r, \text{in}),\quad B: (\text{out}, r)$$
 #
-# The **rank** $r$ is small, 8 to 64 say. $B$ starts at zero, so the first forward pass is the base's. $\alpha$ scales
-# the update, so that the learning rate can stay when $r$ changes.
+# The **rank** $r$ is small, 8 to 64 say. $A$ starts at random numbers, $B$ at zero, so the first forward pass is the
+# base's. $\alpha$ scales the update; the division by $r$ only softens what a change of $r$ does to its size.
 
 # %%
 teach.show(figures.adapter())
@@ -383,8 +379,8 @@ adapted = lora.add_lora(task.fresh(base), rank, alpha)
 teach.show_source(lora.add_lora)
 
 # %% [markdown]
-# `add_lora` walks through the model and puts a `LoRALinear` in the place of every linear layer that is named. That is
-# all PEFT does at its core. What does it save?
+# `add_lora` walks through the model and puts a `LoRALinear` in the place of every linear layer that is named
+# (`ALL_LINEAR`: four in attention, three in the MLP). What does it save?
 
 # %%
 count = lora.count_parameters(adapted)
@@ -401,7 +397,7 @@ teach.claim("LoRA keeps less than half the bytes", little < everything_kept / 2)
 # %% [markdown]
 # The share is large because our layers are narrow: the adapters of a square layer of width $d$ are $2r/d$ of it. At
 # width 4,096 and rank 16 that is below one percent, and almost only the frozen weights are left to store. Those can
-# be made smaller, too: see *Deeper: four bits*. Activations are not saved: gradients still flow through every layer.
+# be made smaller, too: see *Deeper: four bits*. Activations are not spared: gradients flow through every layer.
 #
 # Is it really what the library does? Same base, same numbers in $A$ and $B$, one batch:
 
@@ -409,6 +405,8 @@ teach.claim("LoRA keeps less than half the bytes", little < everything_kept / 2)
 from course_utils.data.instructions import InstructionCollator
 from course_utils.lessons.lesson_10 import with_libraries
 
+teach.show_source(with_libraries.peft_twin)
+teach.show_source(InstructionCollator.__call__)
 collate = InstructionCollator(tokenizer.pad_token_id)
 gaps = with_libraries.compare_with_peft(base, collate(examples[:16]))
 print({name: f"{gap:.0e}" for name, gap in gaps.items()})
@@ -454,7 +452,7 @@ print("full - LoRA, paired:", gap)
 beats = min(lora_exact) > majority + 0.03
 teach.claim("LoRA beats the most frequent answer in every seed", beats, when=full)
 random_stays = bool(random_exact) and max(random_exact) < majority + 0.03
-teach.claim("a random base cannot be adapted", random_stays, when=full)
+teach.claim("a random base stays at the most frequent answer", random_stays, when=full)
 
 # %%
 base_loss = task.text_loss(base, tokenizer, texts)
@@ -464,17 +462,23 @@ lost = {
     "LoRA, adapters off": off_losses,
 }
 teach.show(figures.forgetting(lost, base_loss))
+uniform = torch.tensor(float(base.config.vocab_size)).log().item()
+print(f"base: {base_loss:.2f}, uniform guess, ln of the vocabulary: {uniform:.2f}")
+print({name: [round(loss, 2) for loss in losses] for name, losses in lost.items()})
 worse = min(full_losses + lora_losses) > base_loss + 0.5
 teach.claim("both lose more than 0.5 nats on plain text", worse, when=full)
+more = min(lora_losses) > max(full_losses)
+teach.claim("LoRA forgot more than full, in every seed", more, when=full)
 back = max(abs(loss - base_loss) for loss in off_losses)
 teach.claim("adapters off: the base is back, exactly", back == 0)
 
 # %% [markdown]
 # Read the two figures together. Full fine-tuning is ahead on average, but the interval of three seeds includes zero:
-# these runs do not settle which of the two learns more in so few steps. With its adapters *on* it has forgotten as
-# well: at this rate low rank is no protection. What LoRA gives is a way back: the base is untouched under the
-# adapters. One base can carry many adapters, each a small file. And the random base shows what adapters cannot do:
-# they bend what is there.
+# these runs do not settle which of the two learns more in so few steps. With its adapters *on*, LoRA at this rate
+# forgot *more*: low rank alone is no protection. Both end worse than a uniform guess. What LoRA gives is a way back:
+# the base is untouched under the adapters. One base can carry many adapters, each a small file. On the random base
+# LoRA only found the most frequent answer: one seed, one rate, 60 steps, no control: a hint that adapters need a
+# trained base, no proof.
 #
 # ### Merge
 #
@@ -487,8 +491,9 @@ with torch.no_grad():
     merged = lora.merge_lora(task.fresh(adapted))
     difference = (merged(**batch).logits - with_adapters).abs().max().item()
 names = {name for name, _ in merged.named_parameters()}
-within = difference < 1e-3
-teach.claim("merged = adapters, in logits, within 1e-3", within, when=local)
+within = difference < 1e-4
+print(f"largest difference of the logits: {difference:.0e}")
+teach.claim("merged = adapters, in logits, within 1e-4", within, when=local)
 teach.claim("and has the base's names", names == set(dict(base.named_parameters())))
 
 # %% [markdown]
@@ -512,8 +517,8 @@ teach.check("10.4", several)
 # %% [markdown]
 # ## 5 · Goes wrong
 #
-# The boundary was section 3's. Five more, each without an error message. **The end token is masked:** the collator
-# took it for padding.
+# The boundary was section 3's. Five more, four silent and one loud. **The end token is masked:** the collator took
+# it for padding.
 
 # %%
 endless = task.fresh(base)
@@ -556,7 +561,8 @@ teach.show(figures.divisors())
 # %% [markdown]
 # **Adapters in float16 with AMP.** AMP keeps the weights in float32 and only computes in 16 bits. A base loaded in
 # float16 is fine, because it is frozen. Adapters in float16 are not: their gradients are float16, and unscaling those
-# (lesson 03) is refused. **A rate for full fine-tuning** is too small for LoRA, whose $B$ has to grow from zero.
+# (lesson 03) is refused. **A rate for full fine-tuning** is too small for LoRA of low rank in 60 steps: $B$ has to
+# grow from zero.
 
 # %%
 refused = task.unscale_refused(base, collate(examples[:8]))
@@ -576,16 +582,17 @@ teach.claim("rank 8 at that rate: < 10 % are right", score < 0.1, when=full)
 # | labels on the prompt | trains slower | share of labelled tokens |
 # | end masked | answers never stop | share of answers that stop |
 # | cut from the right | rows without labels | count them |
-# | begin or template twice | slightly worse, everywhere | count special tokens |
-# | mean of means | short answers weigh more | compare k = 1 with k = 4 |
-# | float16 adapters | an error, or NaN without a scaler | type of what is trained |
-# | LoRA with a small rate | nothing is learnt | sweep the rate, on validation rows |
+# | begin or template twice | nothing (its cost is not measured here) | count special tokens |
+# | mean of means | short answers weigh more | compare 1 with 4 micro-batches a step |
+# | float16 adapters | the scaler's error | type of what is trained |
+# | low rank, small rate | next to nothing learnt in 60 steps | sweep the rate, on validation rows |
 #
 # ## 6 · What the model does now
 #
 # The test split, used once, and four of our own sentences. They belong to none of the ten libraries, so no answer is
-# right; see whether they are plausible. `generate` (phase 7) sorts prompts by length, pads on the *left*, and stops
-# at the end token; the recipe takes vLLM where that is installed, with the same token ids and the same rules.
+# right; see whether they are plausible. "Full" is section 1's run, LoRA the last of its three seeds. `generate` (phase
+# 7) sorts prompts by length, pads on the *left*, and stops at the end token; the recipe takes vLLM (a faster engine)
+# where that is installed.
 
 # %%
 from course_utils.recipes.generate import StopRules, generate
@@ -604,6 +611,7 @@ for name, model in {"full": tuned, "LoRA, merged": merged}.items():
     final[name] = task.scores(model, tokenizer, template, rows["test"])["exact_match"]
 most = Counter(rows["test"]["output"]).most_common(1)[0][1] / len(rows["test"])
 print({name: round(score, 2) for name, score in final.items()})
+print(f"most frequent answer: {most:.2f}")
 good = min(final.values()) > most
 teach.claim("both beat the most frequent answer on test rows", good, when=full)
 
@@ -612,12 +620,12 @@ teach.claim("both beat the most frequent answer on test rows", good, when=full)
 #
 # The objective: one whole LoRA step over several micro-batches, with four planted faults. Repair it. Micro-batches
 # have `input_ids`, `attention_mask` and `answer_start` `(B,)`; token 2 is the end *and* the padding. The loss is the
-# mean over all answer tokens of the window, ends included. `add_lora` and `merge_lora` are in `lora`; import `F`
-# yourself.
+# mean over all answer tokens of the window, ends included. Write `lora.add_lora` and `lora.merge_lora`; import
+# `F` yourself.
 #
 # ```python
 # def step(model, micro_batches, learning_rate):
-#     add_lora(model, rank=2, alpha=4)
+#     lora.add_lora(model, rank=2, alpha=4)
 #     optimizer = torch.optim.SGD(
 #         [p for p in model.parameters() if p.requires_grad], lr=learning_rate)
 #     for batch in micro_batches:
@@ -627,13 +635,13 @@ teach.claim("both beat the most frequent answer on test rows", good, when=full)
 #         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 #         (loss / len(micro_batches)).backward()
 #     optimizer.step()
-#     return merge_lora(model)
+#     return lora.merge_lora(model)
 # ```
 
 
 # %%
 def repaired(model, micro_batches, learning_rate):
-    # add_lora(model, rank=2, alpha=4) ... return merge_lora(model)
+    # lora.add_lora(model, rank=2, alpha=4) ... return lora.merge_lora(model)
     return ...
 
 
@@ -643,21 +651,22 @@ teach.check("10.5", repaired)
 # %% [markdown]
 # ## Deeper: TRL does the same in a few lines
 #
-# `SFTTrainer` (supervised fine-tuning) takes rows with `prompt` and `completion`, tokenises, masks and trains. Two of
-# its defaults differ from the Trainer's: bf16 and activation checkpointing are on. `trl_trainer` switches them off,
-# keeps the order of the rows and a constant rate, so that losses can be compared.
+# `SFTTrainer` (supervised fine-tuning) takes rows with `prompt` and `completion`, tokenises, masks and trains. Some of
+# its defaults differ from the Trainer's, among others: bf16 and activation checkpointing are on. `trl_trainer` switches
+# these two off (`PLAIN`), keeps the order of the rows and a constant rate, so that losses can be compared.
 
 # %%
 pairs = [template.render(row) for row in rows["train"].select(range(128))]
 steps = 4
+teach.show_source(with_libraries.trl_trainer)
 sft = with_libraries.trl_trainer(base, tokenizer, pairs, steps, 1e-3, batch=16)
 theirs = with_libraries.trl_labels(sft, 64)
-ours = [encode(tokenizer, *pair, max_length=112) for pair in pairs]
-mine = [(row["input_ids"], row["labels"]) for row in ours]
+rendered = [encode(tokenizer, *pair, max_length=112) for pair in pairs]
+mine = [(row["input_ids"], row["labels"]) for row in rendered]
 equal = [a == b for a, b in zip(mine, theirs, strict=False)]
 trl = with_libraries.sft_losses(sft)
 pad = tokenizer.pad_token_id
-by_hand = with_libraries.by_hand_losses(base, ours, steps, 1e-3, 16, pad)
+by_hand = with_libraries.by_hand_losses(base, rendered, steps, 1e-3, 16, pad)
 print(f"rows with equal ids and labels: {sum(equal)} of {len(equal)}")
 gap = max(abs(a - b) for a, b in zip(trl, by_hand, strict=True))
 teach.claim("ids and labels are TRL's, in 64 of 64 rows", all(equal), when=local)
@@ -677,7 +686,8 @@ teach.claim("encode keeps labels in all", all(max(y) >= 0 for y in whole))
 # ## Deeper: rank and rate
 #
 # `bench/bench_lora.py` fine-tuned the base at three ranks and three rates, three seeds each, and all weights at three
-# rates, and scored validation rows. It ran once; its file names the machine. The notebook only draws it.
+# rates, and scored validation rows; α was twice the rank each time. It ran once; its file names the machine. The
+# notebook only draws it.
 
 # %%
 import json
@@ -687,27 +697,34 @@ import course_utils
 
 results = Path(course_utils.__file__).parents[1] / "bench/results/lora.json"
 bench = json.loads(results.read_text())
-best_full = max(sum(v) / len(v) for v in bench["full"].values())
-teach.show(figures.sweep(bench["lora"], best_full))
+best = max(bench["full"].values(), key=sum)
+best_full = sum(best) / len(best)
+teach.show(figures.sweep(bench["lora"], best))
 means = {}
 for r, row in bench["lora"].items():
     means |= {(r, rate): sum(v) / len(v) for rate, v in row.items()}
 top = max(means, key=means.get)
 print(f"best: rank {top[0]} at {top[1]}: {means[top]:.2f}; full: {best_full:.2f}")
+same_rate = {f"rank {r}": means[r, "0.001"] for r in bench["lora"]}
+same_rate["full"] = sum(bench["full"]["0.001"]) / len(bench["full"]["0.001"])
+print("at 0.001:", {name: round(score, 2) for name, score in same_rate.items()})
 timid = max(means["2", "0.001"], means["8", "0.001"])
 teach.claim("rank 2 and 8 at 0.001 learn next to nothing", timid < 0.1)
 
 # %% [markdown]
-# At the smallest rate, a good one for all weights, low ranks stay at the base. A higher rank learns more in as few
-# steps, up to a rate that is too large for it. So a rate found at one rank is not the rate of another.
+# At 0.001, with which training all weights does well, ranks 2 and 8 stay near the base in 60 steps; rank 32 does not.
+# The higher rank learns more, up to a rate that is too large for it. So the best rate changes with the rank, although
+# α / r stayed the same.
 
 # %% [markdown]
 # ## Deeper: four bits
 #
 # **QLoRA** (Dettmers et al. 2023) stores the frozen weights in 4 bits and trains adapters in float32 or bf16 beside
-# them. Four bits are 16 levels. Weights are roughly normal, so evenly spaced levels waste the outer ones. **NF4**
-# puts them at the quantiles of a normal distribution: each level stands for about as many weights. Blocks of 64
-# weights share a scale, their largest absolute value.
+# them. Four bits are 16 levels. Weights are roughly normal, so few of them need the outer ones of evenly spaced levels.
+# **NF4** puts the levels at quantiles of a normal distribution (`OFFSET`: the share below the outermost one, as
+# bitsandbytes chose it): dense where most weights are. Blocks of 64 weights share a scale, their largest absolute
+# value. Plain int4 has a handicap: its lowest level, -8/7, lies below every scaled weight and is never used. So 16 even
+# levels from -1 to 1 are measured, too.
 
 # %%
 from course_utils.training import quantize
@@ -719,14 +736,17 @@ teach.show(figures.levels(nf4.tolist(), even.tolist()))
 # %%
 weight = base.model.layers[0].mlp.up_proj.weight.detach()
 errors = {}
-for name, levels in {"NF4": nf4, "int4": even}.items():
+all_16 = torch.linspace(-1, 1, 16)
+for name, levels in {"NF4": nf4, "int4": even, "even, -1 to 1": all_16}.items():
     small = quantize.quantize(weight, levels=levels)
     errors[name] = quantize.relative_error(weight, small)
     bits = small.bits_per_weight
     print(f"{name}: {bits:.2f} bits a weight, error {errors[name]:.1%}")
-teach.claim("NF4's error is smaller", errors["NF4"] < errors["int4"])
+smallest = min(errors, key=errors.get) == "NF4"
+teach.claim("NF4's error is the smallest of the three", smallest)
 codes, largest, mean = quantize.quantize_scales(small.scales)
-print(f"scales in 8 bits: {4 + (8 + 32 / 256) / 64:.2f} bits a weight")
+stored = 4 * weight.numel() + 8 * codes.numel() + 32 * (largest.numel() + 1)
+print(f"scales in 8 bits as well: {stored / weight.numel():.2f} bits a weight")
 coarse = task.fresh(base)
 quantize.quantize_model(coarse, lora.ALL_LINEAR)
 loss = task.text_loss(coarse, tokenizer, texts)
@@ -736,7 +756,8 @@ teach.claim("four bits cost < 0.2 nats here", loss - base_loss < 0.2, when=local
 # %% [markdown]
 # The levels are bitsandbytes' to six digits (a test compares them with the published table). With
 # `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")` transformers does this when it loads a model; the
-# weights are restored block by block while they are used, so it saves memory and costs time.
+# weights are restored block by block while they are used, so it saves memory and costs time. No adapter is trained on
+# four bits here.
 #
 # ## Deeper: preferences (DPO)
 #
@@ -746,7 +767,12 @@ teach.claim("four bits cost < 0.2 nats here", loss - base_loss < 0.2, when=local
 #
 # $$-\log\sigma\Big(\beta\big[\log\tfrac{\pi(c)}{\pi_0(c)} - \log\tfrac{\pi(r)}{\pi_0(r)}\big]\Big)$$
 #
-# First a model that talks too much: it answers "It must be torch." Then pairs that prefer the bare name.
+# $\pi$ is an answer's probability under the trained model, $\pi_0$ under the reference; $c$ is the chosen answer, $r$
+# the rejected one; $\sigma$ is the logistic function; $\beta$ (0.1 here) says how hard the model is held to the
+# reference. $\beta$ times a log ratio is called the answer's **reward**, chosen minus rejected the **margin**.
+#
+# First a model that talks too much: it answers "It must be torch." Then pairs that prefer the bare name. They say
+# nothing about *which* name, so we look at exact match as well.
 
 # %%
 from course_utils.training.preference import dpo_loss
@@ -767,43 +793,68 @@ short_before, short_after = scored
 curve = list(range(len(history["loss"])))
 teach.show(figures.preference(curve, history["margin"], history["loss"]))
 print(f"answers of one word: {short_before:.2f} before, {short_after:.2f} after")
+stages = {"before": (tuned, template), "wordy, in its own form": (talker, wordy)}
+stages["after DPO"] = (policy, template)
+names_right = {}
+for name, (model, form) in stages.items():
+    scored = task.scores(model, tokenizer, form, hundred, max_new_tokens=8)
+    names_right[name] = scored["exact_match"]
+    print(f"exact match, {name}: {names_right[name]:.2f}")
 more = short_after > short_before + 0.5
 teach.claim("DPO: > 50 points more short answers", more, when=full)
+lost = names_right["before"] - names_right["after DPO"]
+teach.claim("and > 15 points fewer right names than before", lost > 0.15, when=full)
 
 # %%
 with torch.no_grad():
     logs = [task.pair_log_probs(m, tokenizer, triples[:8]) for m in (policy, talker)]
-ours = dpo_loss(*logs[0], *logs[1]).loss.item()
+mine = dpo_loss(*logs[0], *logs[1]).loss.item()
 both = task.fresh(policy), task.fresh(talker)
+teach.show_source(with_libraries.trl_dpo_loss)
 theirs = with_libraries.trl_dpo_loss(*both, tokenizer, triples[:8])
-print(f"DPO loss of 8 pairs: by hand {ours:.4f}, TRL {theirs:.4f}")
-teach.claim("DPO by hand = TRL's within 1e-4", abs(ours - theirs) < 1e-4, when=local)
+print(f"DPO loss of 8 pairs: by hand {mine:.4f}, TRL {theirs:.4f}")
+teach.claim("DPO by hand = TRL's within 1e-4", abs(mine - theirs) < 1e-4, when=local)
 
 # %% [markdown]
+# The loss falls and the answers are short. The three lines of exact match tell the rest: the twenty steps that made
+# the model wordy cost most of the right names, and DPO, whose pairs are about brevity only, did not bring them back. A
+# falling preference loss says nothing about what the pairs do not show.
+#
 # ## Deeper: a checkable reward (GRPO)
 #
 # Where an answer can be checked, pairs are not needed. The model writes a group of answers to each prompt, each gets
-# a reward, and an answer's **advantage** is its reward minus the group's mean, over the group's deviation. Likely
-# answers become likelier if they did better than their group. TRL's `GRPOTrainer` makes one step; we recompute its
-# numbers.
+# a reward, and an answer's **advantage** is its reward minus the group's mean, over the group's deviation. Answers
+# better than their group become likelier. Here the reward is 1 for the wanted library, 0.2 for the name of another
+# that these prompts ask for, else 0. TRL's `GRPOTrainer` makes one step; we recompute its numbers. It shuffles the
+# answers before the loss: `shuffled` holds the advantages in that order.
+#
+# The loss weighs each token's advantage with a **ratio**: its probability now over the one when it was written. Between
+# 0.8 and 1.2 the ratio counts as it is; beyond, it is clipped. In the first step it is 1 everywhere. To see the
+# clipping, both losses are computed a second time with perturbed old probabilities (`old`).
 
 # %%
 from course_utils.training.preference import group_advantages, grpo_loss
 
 asked = [{"prompt": p, "wanted": a.strip()} for p, a in pairs[:8]]
 seen = with_libraries.grpo_step(tuned, tokenizer, asked)
-ours = group_advantages(seen["rewards"], group_size=8)
-gap = (ours - seen["advantages"]).abs().max().item()
-loss = grpo_loss(seen["log_probs"], seen["log_probs"], seen["mask"], seen["shuffled"])
+advantages = group_advantages(seen["rewards"], group_size=8)
+gap = (advantages - seen["advantages"]).abs().max().item()
+now, rest = seen["log_probs"], (seen["mask"], seen["shuffled"])
+losses = [grpo_loss(now, before, *rest).item() for before in (now, seen["old"])]
+apart = [abs(a - b) for a, b in zip(losses, (seen["loss"], seen["old_loss"]), strict=True)]
+clipped = ((now - seen["old"]).exp() - 1).abs()[seen["mask"].bool()].gt(0.2).float().mean()
 spread = seen["rewards"].view(-1, 8).std(1)
 print(f"groups whose rewards differ: {int((spread > 0).sum())} of {len(asked)}")
+print(f"loss at ratio 1: by hand {losses[0]:.3f}, TRL {seen['loss']:.3f}")
+print(f"{clipped:.0%} outside 0.8 to 1.2: {losses[1]:.3f}, TRL {seen['old_loss']:.3f}")
 teach.claim("advantages = TRL's within 1e-5", gap < 1e-5)
-teach.claim("loss = TRL's within 1e-4", abs(loss.item() - seen["loss"]) < 1e-4)
+teach.claim("both losses = TRL's within 1e-4", max(apart) < 1e-4)
 
 # %% [markdown]
 # A group whose rewards are all equal has advantage zero and teaches nothing. That is why the start must be right now
-# and then: a model that never is has nothing to reinforce. A longer run on this task was tried for this course: it
-# learns the form of an answer and then collapses to the most frequent library, which is often right and always safe.
+# and then: a model that never is has nothing to reinforce. And a reward can be earned otherwise than meant: with 0.2
+# for any of the names, who always writes the same one is never without. Longer runs are not part of this lesson; in
+# yours, read the answers beside the reward.
 #
 # ## Deeper: the whole path as programs
 #
@@ -817,9 +868,14 @@ if local:
     report = run_path(base, tokenizer, steps=min(max_steps, 20))
     print("\n".join(report["commands"]))
     print({name: round(value, 2) for name, value in report["scores"].items()})
-    teach.claim("adapters were written and merged", report["adapter_bytes"] > 0)
+    print(f"most frequent answer: {report['most_frequent']:.2f}")
+    print(f"logits moved by up to {report['moved']:.1f} from the base")
+    merges = report["merge_gap"] < 1e-3 * report["moved"]
+    teach.claim("merged logits = adapters', to a thousandth of that", merges)
 
 # %% [markdown]
+# With so few steps the score hardly passes the most frequent answer; what is shown is the path, not a result.
+#
 # With the hub: `prepare_data --dataset_name databricks/databricks-dolly-15k` with a field mapping, then `finetune
 # --model_name_or_path Qwen/Qwen3-0.6B --use_peft`. This notebook runs with `source="hub"` as well, on both.
 #
@@ -827,20 +883,20 @@ if local:
 #
 # - Labels decide what is learnt: the answer and its end, found by characters.
 # - Space in front of the answer; cut the prompt, not the answer; padding by length.
-# - LoRA learns a low-rank difference. It saves moments and gradients, and the base stays.
+# - LoRA learns a low-rank difference. The base stays, and needs neither gradients nor moments.
 # - Measure what was there before, too: fine-tuning forgets.
 # - Look at one example's tokens and labels before every run.
 #
 # ## Quiz
 #
-# 1. The training loss falls to 0.01 within ten steps. What do you look at first?
+# 1. A run ends with a loss of 0.01, yet its model answers every prompt with nothing. Which print explains both?
 #
-# <details><summary>Answer</summary>Which tokens have a label. If only the end token has one, this is what you
-# see.</details>
+# <details><summary>Answer</summary>The labelled tokens of one example: only the end token has a label.</details>
 #
-# 2. LoRA's adapters are switched off after training. What is the loss on plain text?
+# 2. After LoRA the loss on plain text is 4 nats higher. What brings the base back, and what would prevent that?
 #
-# <details><summary>Answer</summary>The base's, exactly: its weights were not touched.</details>
+# <details><summary>Answer</summary>Switching the adapters off. Had they been merged into the only copy, there would
+# be nothing to switch.</details>
 #
 # 3. Why does B start at zero, and A not?
 #

@@ -45,8 +45,8 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # AdamW's two moments. These 16 bytes are the **model states**. Activations come on top; they depend on the batch, and
 # sharding the states does not change them.
 #
-# Lesson 11's DDP holds all 16 bytes on every rank, though the ranks' copies are equal at every step. **ZeRO** (Zero
-# Redundancy Optimizer) gives each of N ranks a part instead, its **shard**. It comes in three stages.
+# Lesson 11's DDP holds all 16 bytes on every rank, though the copies are equal. **ZeRO** (Zero Redundancy Optimizer)
+# gives each of N ranks a part instead, its **shard**. It comes in three stages.
 
 # %%
 from course_utils.lessons.lesson_12 import figures, task
@@ -58,7 +58,7 @@ teach.show(figures.stages())
 # still works on rows of its own: shards divide what is kept, not the work.
 #
 # The run that we repeat in every way is the one that lessons 11 to 13 share: a decoder with two layers, batches of 8
-# rows, a few AdamW steps. Its sentences look like this project's own:
+# rows, a few AdamW steps. Its sentences look like this project's own, which it is not trained on:
 
 # %%
 from course_utils.data.own_text import own_sentences
@@ -72,9 +72,18 @@ parameters = task.reference_parameters()
 print(f"{parameters:,} parameters")
 
 # %% [markdown]
-# `train_sharded` is this course's. On each rank it trains that run in the way `kind`. It returns what really ran and
-# what the rank held before the last optimizer step. `held` measures that: it looks at the memory behind the tensors
-# and counts each piece once.
+# What each stage should leave on a rank:
+#
+# | per parameter, fp32 + AdamW | bytes on each of N ranks |
+# |---|---|
+# | DDP | 4 + 4 + 8 = 16 |
+# | ZeRO-1 | 4 + 4 + 8/N |
+# | ZeRO-2 | 4 + (4 + 8)/N |
+# | ZeRO-3, FSDP | 16/N, and for a while what is gathered: the layer being computed, the outer unit (section 2) |
+#
+# `shared_ranks(2)` are lesson 08's two waiting processes. `train_sharded`, also this course's, trains that run on each
+# rank in the way `kind`. It returns what really ran and what the rank held before the last optimizer step. `held`
+# looks at the memory behind the tensors and counts each piece once. `expected` is the table as a function.
 
 # %%
 import course_utils.parallel.held as measure
@@ -90,7 +99,7 @@ runs = {name: ranks(train_sharded, kind=kind, **run) for name, kind in kinds.ite
 
 # %%
 held = {name: both[0]["held"] for name, both in runs.items()}
-formula = {}  # expected: the table below, as a function
+formula = {}
 for name, kind in kinds.items():
     parts = measure.expected(parameters, 2, kind.replace("fully_shard", "fsdp"))
     formula[name] = sum(parts.values())
@@ -99,19 +108,16 @@ off = max(abs(sum(held[n].values()) / formula[n] - 1) for n in kinds)
 teach.claim("measured = formula within 0.1%", off < 0.001)
 
 # %% [markdown]
-# DDP and `fully_shard` are PyTorch's; the three between are by hand, built in section 2. With more ranks only
-# the divided parts shrink: ZeRO-1 and ZeRO-2 have a floor, ZeRO-3 has none.
-#
-# | per parameter, fp32 + AdamW | bytes on each of N ranks |
-# |---|---|
-# | DDP | 4 + 4 + 8 = 16 |
-# | ZeRO-1 | 4 + 4 + 8/N |
-# | ZeRO-2 | 4 + (4 + 8)/N |
-# | ZeRO-3, FSDP | 16/N, and the layer that is being computed |
+# DDP and `fully_shard` are PyTorch's; the three between are by hand, built in section 2. With more ranks only the
+# divided parts shrink: ZeRO-1 and ZeRO-2 have a floor. ZeRO-3's states have none; what is gathered remains.
 #
 # DDP here uses `gradient_as_bucket_view=True`; by default it holds a second copy of the gradients in its buckets.
-# Other number types change the 4, 4 and 8, not the division. Lesson 15's **planner** computes such sums for any model.
-# On this one it agrees with what was measured:
+# Other number types change the 4, 4 and 8, not the division.
+#
+# ### Deeper: the planner's sum
+#
+# Lesson 15's **planner** computes such sums for any model from a `Spec`, a description of the run. On this one it agrees
+# with what was measured:
 
 # %%
 from course_utils.launch.planner import memory
@@ -134,7 +140,7 @@ teach.claim("planned = measured for FSDP", planned == held["fully_shard"])
 # ### Exercise 12.1 · predict
 #
 # A model of 2 billion parameters is trained on 4 GPUs with everything in bfloat16: parameters, gradients and both
-# moments, 2 bytes a number. How many GB (10^9 bytes) of model states does each GPU hold?
+# moments, 2 bytes a number. How many GB (10^9 bytes) of model states does each GPU hold, without gathered layers?
 
 # %%
 prediction = ...  # {"ddp": GB, "zero1": GB, "zero2": GB, "zero3": GB}
@@ -165,8 +171,7 @@ teach.show_source(zero.Unit)
 #
 # ### Stage 1: a slice of the optimizer
 #
-# AdamW treats every number for itself, so it can work on any slice. Each rank makes an optimizer for its own slice
-# only. A step is then: reduce-scatter the gradients, update the slice, all-gather the parameters.
+# AdamW treats every number for itself, so it can work on any slice. Each rank's optimizer has its own slice only. A step is then: reduce-scatter the gradients, update the slice, all-gather the parameters.
 
 # %%
 teach.show_source(zero.Zero1)
@@ -191,6 +196,7 @@ teach.show_source(zero.Zero2)
 # %%
 teach.show_source(zero.Zero3)
 teach.show_source(zero.fetch)
+teach.show_source(zero.free)
 
 # %% [markdown]
 # One step over time. On a GPU the network runs ahead and gathers the next layer while this one is computed. The outer
@@ -214,19 +220,24 @@ weights = [rank["from_alone"] for both in runs.values() for rank in both]
 losses = [rank["losses_from_alone"] for both in runs.values() for rank in both]
 teach.claim("losses are those of one process within 1e-5", max(losses) < 1e-5)
 teach.claim("final weights agree within 1e-4", max(weights) < 1e-4)
+lengths = [rank["gradient_from_alone"] for both in runs.values() for rank in both]
+teach.claim("the first gradients are equally long within 0.01%", max(lengths) < 1e-4)
 sizes = {rank["world_size"] for both in runs.values() for rank in both}
 teach.claim("every run had two ranks that met", sizes == {2})
 
 # %% [markdown]
-# Why not bit for bit? One process sums each gradient over 8 rows, two ranks over 4 and 4 and then add. In float32 the
-# order of a sum shows in the last digits, and where a gradient is nearly zero AdamW's ratio enlarges that. The bound on
-# the weights is a tenth of one step at the learning rate of 1e-3.
+# Why not bit for bit? Two ranks sum in another order than one process. In float32 that shows in the last digits, and
+# where a gradient is nearly zero AdamW's ratio enlarges it. The bound on the weights is a tenth of one step at the
+# learning rate of 1e-3.
+#
+# Why the gradients' lengths? AdamW divides by their size, so weights that agree do not show that gradients were added
+# up and not averaged. Clipping and SGD would notice.
 #
 # ### Exercise 12.2 · write
 #
 # Shard one layer by hand, with the ranks played by a list. `weight` has any shape. `gradients[r]` is rank r's gradient
 # of it; the step needs their **sum**. Return the list of slices after one step of plain SGD, one flat tensor per rank,
-# all equally long, padded with zeros. Each rank may change its own slice only.
+# all equally long, padded with zeros. `weight` itself may be changed.
 
 
 # %%
@@ -241,8 +252,8 @@ teach.check("12.2", sharded_step)
 # %% [markdown]
 # ## 3 · What it costs: traffic
 #
-# Memory is paid for with communication. `Exchanged` is this course's: inside its `with` block it notes every
-# collective that torch calls, with the number of elements. An all-gather or a reduce-scatter of n elements moves n. An
+# Memory is paid for with communication. This course's `Exchanged` notes every collective that torch calls, with the
+# number of elements. An all-gather or a reduce-scatter of n elements moves n. An
 # all-reduce is one after the other, so 2n. With N ranks in a ring each sends (N-1)/N of that.
 
 # %%
@@ -257,18 +268,28 @@ teach.claim("ZeRO-3 moves between 2.5 and 3", 2.5 < moved["ZeRO-3"] <= 3)
 teach.claim("ours = fully_shard", moved["ZeRO-3"] == moved["fully_shard"])
 
 # %% [markdown]
-# The ZeRO paper calls the number of parameters $\Psi$: stages 1 and 2 move $2\Psi$ as DDP does, so their memory comes
-# free of charge; stage 3 moves $3\Psi$. We count a little less, because the outer unit is gathered once, not twice.
+# The ZeRO paper calls the number of parameters $\Psi$: stages 1 and 2 move $2\Psi$ as DDP does, so what they save costs
+# no traffic; stage 3 moves $3\Psi$. We count a little less, because the outer unit is gathered once, not twice.
 #
 # With accumulation the stages differ more. DDP can wait with its exchange until the last micro-batch. ZeRO-2 keeps no
-# whole gradients, so it reduces after every one, and ZeRO-3 gathers for every one as well.
-#
+# whole gradients, so it reduces after every one, and ZeRO-3 gathers for every one as well. Two micro-batches:
+
+# %%
+two = {name: {"kind": kind, "micro_batches": 2} for name, kind in kinds.items()}
+steps = {name: ranks(task.exchanged_in_a_step, **way)[0] for name, way in two.items()}
+again = {name: step["volume"] / parameters for name, step in steps.items()}
+print({name: round(factor, 2) for name, factor in again.items()})
+teach.claim("DDP and ZeRO-1 wait", again["DDP"] == again["ZeRO-1"] == 2)
+teach.claim("ZeRO-2 reduces a second time", again["ZeRO-2"] == 3)
+doubled = again["ZeRO-3"] == again["fully_shard"] == 2 * moved["ZeRO-3"]
+teach.claim("stage 3 moves twice as much", doubled)
+
+# %% [markdown]
 # ## 4 · The real one: `fully_shard`
 #
 # `fully_shard(module)` makes a module's parameters into shards and adds the hooks, in place. Call it on each layer,
-# then on the whole model, which takes what is left. The model keeps its class, with "FSDP" in front. Two helpers of
-# this course: `join` lets the ranks meet, through NCCL or gloo, and returns this rank's device; `my_rows` is this
-# rank's part of a batch.
+# then on the whole model, which takes what is left. The class gets "FSDP" in front. Two helpers of this course:
+# `join` lets the ranks meet and returns this rank's device; `my_rows` is this rank's part of a batch.
 
 # %%
 import torch
@@ -310,14 +331,14 @@ for name, value in looks[0].items():
 shapes = {"down_proj (64, 160)": [rank["local"] for rank in looks]}
 shapes["odd (5, 4)"] = [rank["odd"] for rank in looks]
 teach.show(figures.dtensor(shapes))
-placed = {rank["placements"] for rank in looks}
-teach.claim("cut along dimension 0", placed == {"(Shard(dim=0),)"})
+together = [sum(rank[name][0] for rank in looks) for name in ("local", "odd")]
+teach.claim("the ranks' rows make up the whole", together == [64, 5])
 
 # %% [markdown]
 # ### What to wrap
 #
-# What you wrap is what is gathered at once. Below, the memory of gathered parameters is measured after each operation
-# of a step, on a decoder with six layers, for three choices. `shard` is this course's four lines around `fully_shard`.
+# What you wrap is what is gathered at once. Below, gathered memory is measured after each operation of a step, on a
+# decoder with six layers, for three choices. `shard` is this course's.
 
 # %%
 teach.show_source(shard)
@@ -337,17 +358,22 @@ teach.claim("the others gather all at some time", others == (1, 1))
 # %% [markdown]
 # - **Per layer** is the usual choice: the peak is the outer unit and one layer. On a GPU, where the next layer is
 #   gathered ahead, count two.
-# - **`reshard_after_forward=False`** keeps what was gathered until the backward pass: an all-gather less, section 3's
-#   "no resharding". While it computes, a rank holds all parameters, as in ZeRO-2.
-# - **One unit** is the mistake: the whole model is there whenever it computes. It happens when a wrapping setting names
-#   no layer.
+# - **`reshard_after_forward=False`** keeps what was gathered until the backward pass. That saves an all-gather:
+#   section 3's "no resharding". While it computes, a rank holds all parameters, as in ZeRO-2.
+# - **One unit** is the mistake: the whole model is there whenever it computes. It happens with `fully_shard(model)`
+#   alone, and with Accelerate's wrapping policy `NO_WRAP`.
+#
+# The default, `None`, reshards the layers and not the root, the module sharded last. An explicit `True` for the root
+# reshards that too, and the outer unit is then gathered twice. Whole gradients come on top in the backward pass:
+# a unit's until they are reduced, the outer unit's from the head to the embedding.
 #
 # ### Exercise 12.3 · vary
 #
 # Larger units mean fewer and larger exchanges, and more gathered memory. A model has `num_layers` layers of `layer`
 # parameters each and `outside` parameters beside them. All is float32 with AdamW on `gpus` GPUs. A unit is k layers,
 # and k divides `num_layers`. At the peak a GPU holds its shards of the states, the outer unit and **two** units: one is
-# computed, the next one gathered. Which k is the largest that fits into `budget` bytes? 0 if none does.
+# computed, the next one gathered. With k = `num_layers` there is only one. Leave out whole gradients and activations,
+# and do not round shards. Which k is the largest that fits into `budget` bytes? 0 if none does.
 
 
 # %%
@@ -363,8 +389,8 @@ teach.check("12.3", layers_per_unit)
 #
 # `MixedPrecisionPolicy` says in which type a unit is gathered and computed (`param_dtype`) and in which gradients are
 # summed (`reduce_dtype`). The shards stay float32, and so does the optimizer. `CPUOffloadPolicy` keeps the shards in
-# the host's memory and brings them to the GPU unit by unit. By default it pins that memory (fixes it in place, for fast
-# copies), which needs a GPU's driver. `Peak` is ours: the largest value of a function after any operation of a block.
+# the host's memory and brings them to the GPU unit by unit. It pins that memory (fixes it in place, for fast copies),
+# where there is a GPU. `Peak` is ours: the largest value of a function after any operation of a block.
 
 # %%
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
@@ -398,24 +424,25 @@ half = used["bfloat16"]["gathered"] / used["float32"]["gathered"]
 teach.claim("bfloat16 halves what is gathered", half == 0.5)
 kept = used["bfloat16"]["shard"], used["bfloat16"]["gradient"]
 teach.claim("shards and gradients stay float32", kept == ("float32", "float32"))
-teach.claim("offloaded shards lie on the CPU", used["offload"]["shard on"] == "cpu")
+has_gpus = torch.cuda.is_available()  # without them every shard lies on the CPU
+on_cpu = used["offload"]["shard on"] == "cpu"
+teach.claim("offloaded shards lie on the CPU", on_cpu, when=has_gpus)
 
 # %% [markdown]
-# Without GPUs the last claim is no news; it shows that the setting runs.
-#
 # ## 5 · Saving: shards or everything
 #
 # `state_dict` of a sharded model holds DTensors. Two ways to save it:
 #
 # | | sharded | full |
 # |---|---|---|
-# | each rank writes | its shard, at once | rank 0 everything, the others nothing |
+# | each rank writes | its shard, at once | rank 0 everything, the others nothing (below) |
 # | memory | no more than it has | rank 0 needs the whole model |
 # | to read | `torch.distributed.checkpoint` (DCP), any number of ranks | anybody |
 #
 # `get_model_state_dict` gives either. **Every rank must call it**: gathering is a collective, and with
-# `if rank == 0:` around it rank 0 waits for ever. Here the reference run trains `max_steps` steps under `fully_shard`
-# and saves in both ways.
+# `if rank == 0:` around it rank 0 waits until the backend's timeout. With `full_state_dict=True` alone every rank gets
+# everything; only `cpu_offload=True` beside it leaves the others an empty dict. Here the reference run trains
+# `max_steps` steps under `fully_shard` and saves in both ways.
 
 # %%
 import torch.distributed.checkpoint as dcp
@@ -452,7 +479,8 @@ print("tensors in the full state dict:", saved)
 print(sorted(path.name for path in Path(scratch.name, "sharded").iterdir()))
 
 # %% [markdown]
-# One file per rank, and `.metadata`, written last: which piece of which tensor lies where.
+# There are 25 names for 24 parameters: the output layer's matrix is the embedding's (they are *tied*). One file per
+# rank, and `.metadata`, written last: which piece of which tensor lies where.
 #
 # ### Goes wrong: loading into nothing
 #
@@ -490,7 +518,6 @@ name = type(target).__name__
 made = convert_checkpoint(sharded, target.config, folder, architecture=name)
 print(made.source, "->", made.model, f"{made.parameters:,}", *made.files)
 loaded = AutoModelForCausalLM.from_pretrained(folder)
-target.load_state_dict(state)
 with torch.no_grad():
     scores = [m.eval()(batch["input_ids"]).logits for m in (loaded, target)]
 teach.claim("the same logits, bit for bit", torch.equal(*scores))
@@ -508,11 +535,13 @@ for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_TRANSFORMER_CLS_TO_WRA
     print(f"{name}={environment[name]}")
 
 # %% [markdown]
-# In the Trainer the same is `TrainingArguments(fsdp=True, fsdp_config={...})`, with the same keys less the `fsdp_`.
+# (`cpu_ram_efficient_loading`: only rank 0 reads a checkpoint; we read none.) In the Trainer the same is
+# `TrainingArguments(fsdp=True, fsdp_config={...})`, with the same keys less the `fsdp_`, except for offload (section
+# 7). Sections 6 and 7 hold for transformers 5.23 and accelerate 1.15.
 #
 # **On this machine.** Accelerate shards on GPUs only. Asked for FSDP on CPU ranks it trains with DDP and says nothing.
 # So `train_sharded` makes the ranks look like GPUs to it (`sharded.rehearsal`): one label is changed, the rest is
-# Accelerate's own code, on gloo. Where there are GPUs nothing is changed and NCCL is used. First without, then with:
+# Accelerate's own code. Where there are GPUs nothing is changed. First without, then with:
 
 # %%
 asked = {
@@ -524,7 +553,8 @@ asked = {
 more = {name: ranks(train_sharded, **kind, **run) for name, kind in asked.items()}
 for name, (first, _) in more.items():
     facts = [first[x] for x in ("world_size", "distributed_type", "wrapper")]
-    print(f"{name:18}", *facts, f"{first['held']['parameters'] / parameters:.1f}")
+    kept = first["held"]["parameters"] / parameters
+    print(f"{name:18}", *facts, f"{kept:.0f} bytes of each parameter")
 
 # %%
 runs |= {name: more[name] for name in ("Trainer", "Accelerate, YAML", "FSDP1")}
@@ -532,6 +562,8 @@ silent = more["Trainer, as it is"][0]
 on_cpu = not torch.cuda.is_available()
 is_ddp = silent["wrapper"] == "DistributedDataParallel"
 teach.claim("as it is, the run is DDP", is_ddp, when=on_cpu)
+right = silent["losses_from_alone"] < 1e-5
+teach.claim("and its losses are those of one process within 1e-5", right)
 for name in ("Trainer", "Accelerate, YAML"):
     both = more[name]
     kind = {rank["distributed_type"] for rank in both}
@@ -540,23 +572,23 @@ for name in ("Trainer", "Accelerate, YAML"):
     teach.claim(f"{name}: FSDP, half of the rows", halved)
 weights = [rank["from_alone"] for both in runs.values() for rank in both]
 teach.claim("all eight end like one process, within 1e-4", max(weights) < 1e-4)
+lengths = [rank["gradient_from_alone"] for both in runs.values() for rank in both]
+teach.claim("and none has lost a factor of the gradient", max(lengths) < 1e-4)
 equal = [sum(more[n][0]["held"].values()) / parameters for n in asked]
 teach.claim("8 bytes per parameter where it shards", equal[1:] == [8, 8, 8])
 
 # %% [markdown]
 # The silent DDP run has the right losses and exit code 0. Only the wrapper, the type and the bytes give it away. Look
-# at these after every first run, on GPUs too. FSDP1, the older FSDP, runs here without Accelerate (type None); its
-# names are under *Deeper*.
+# at these after every first run, on GPUs too. FSDP1, the older FSDP, runs here without Accelerate (type None).
 #
-# This was run on Linux. On macOS and Windows cells that call `ranks(...)` are untried; where torch cannot start gloo
-# they stop with its message. On Windows use WSL.
+# This was run on Linux; macOS is untried. On Windows use WSL.
 #
 # ## 7 · What goes wrong, silently
 #
 # ### An optimizer made too early
 #
 # `fully_shard` replaces the parameters. An optimizer that was made before holds the old ones, which nobody uses any
-# more. Six steps, and what has changed in the weights:
+# more. Six steps (without `2 *`: AdamW hardly notices), and what has changed in the weights:
 
 # %%
 from course_utils.parallel.sharded import whole_weights
@@ -570,33 +602,37 @@ def train_with_optimizer(early, seed, source):
     shard(model)
     if not early:
         optimizer = reference.new_optimizer(model)
-    before = whole_weights(model)
+    before, losses = whole_weights(model), []
     for batch in reference.global_batches(6, seed=seed, source=source):
-        reference.summed_loss(model, my_rows(batch, device)).backward()
+        mine = my_rows(batch, device)
+        loss = reference.summed_loss(model, mine) / reference.count_targets(mine)
+        loss.backward()
+        losses.append(round(loss.item(), 2))
         optimizer.step()
         model.zero_grad()
     own = {p for group in optimizer.param_groups for p in group["params"]}
     used = sum(p in own for p in model.parameters())
     change = (whole_weights(model) - before).abs().max().item()
-    return {"change": change, "own": used}
+    return {"change": change, "own": used, "losses": losses}
 
 
 few = {"seed": seed, "source": source}
 early, late = (ranks(train_with_optimizer, early=e, **few)[0] for e in (True, False))
 for name, facts in (("made too early", early), ("made afterwards", late)):
     print(f"{name}: {facts['own']} of the optimizer's parameters are the model's")
+    print("  losses:", facts["losses"])
 teach.claim("made too early: not one weight changes", early["change"] == 0)
 teach.claim("made afterwards: it trains", late["change"] > 1e-3)
 
 # %% [markdown]
 # The loss still goes up and down with the batches, so a short look does not show it. The check: are the optimizer's
-# parameters the model's? `accelerator.prepare` exchanges them for you.
+# parameters the model's? `accelerator.prepare` replaces them for you.
 #
 # ### Settings that nobody reads
 #
 # Unknown keys inside `fsdp_config` raise nothing, nor do keys of the other version. What counts is what a setting
-# **resolves** to, the values that Accelerate gets. `task.plugin_of` builds the `TrainingArguments` and reads
-# them; `task.environment_of` does it for a YAML file.
+# **resolves** to, the values that Accelerate gets. `task.plugin_of` reads them from the `TrainingArguments`,
+# `task.environment_of` from a YAML file.
 
 # %%
 layer = {"transformer_layer_cls_to_wrap": "Qwen3DecoderLayer"}
@@ -631,20 +667,21 @@ teach.claim("a misspelt key in the YAML changes nothing", ignored)
 # | a YAML list of layer classes | a class named `['Qwen3DecoderLayer']` | a string, commas between |
 # | FSDP on CPU ranks | DDP | GPUs; here `rehearsal` |
 #
-# The list at least raises later: the model has no such class.
+# The list at least raises later: the model has no such class. No class at all is harmless in the Trainer: the model's
+# own `_no_split_modules` are taken, here `Qwen3DecoderLayer`.
 #
 # ### Exercise 12.4 · debug
 #
 # A colleague wants, in the Trainer: FSDP2 that does **not** reshard after the forward pass, parameters offloaded to the
-# CPU, one unit per `Qwen3DecoderLayer`, and **sharded** checkpoints. This runs, and none of the four arrives. Repair
-# it: `repaired` is the `fsdp_config`.
+# CPU, one unit per `Qwen3DecoderLayer`, named, and **sharded** checkpoints. This runs, and none of the four arrives;
+# the version does. Repair it: `repaired` is the `fsdp_config`. The name may stand in a list here: only YAML forbids it.
 #
 # ```python
 # fsdp_config = {
 #     "fsdp_version": 2,
 #     "sharding_strategy": "SHARD_GRAD_OP",
 #     "fsdp_offload_params": True,
-#     "fsdp_auto_wrap": "TRANSFORMER_BASED_WRAP",
+#     "fsdp_auto_wrap_policy": "NO_WRAP",
 #     "transformer_cls_names_to_wrap": ["Qwen3DecoderLayer"],
 #     "checkpoint_type": "SHARDED_STATE_DICT",
 # }
@@ -660,9 +697,10 @@ teach.check("12.4", repaired)
 # ### Exercise 12.5 · write
 #
 # The objective of this lesson: make a model ready to be trained in shards. `model` is a decoder with its layers in
-# `model.model.layers`. Make one unit per layer and one for the rest; if `keep` is true, do not reshard after the
-# forward pass; compute in bfloat16, sum gradients in float32; AdamW with learning rate `lr`. Return the model and the
-# optimizer. The checker runs it in this process as one of four ranks; the others are pretended.
+# `model.model.layers`. Make one unit per layer and one for the rest. The backward pass begins with the last layers, so
+# the last `keep` of them stay gathered after the forward pass; the other layers reshard. Compute in bfloat16, sum
+# gradients in float32; AdamW with learning rate `lr`. Return the model and the optimizer. The checker runs it in this
+# process as one of four ranks.
 
 
 # %%
@@ -676,10 +714,12 @@ teach.check("12.5", shard_for_training)
 # %% [markdown]
 # ## 8 · What the model does now
 #
-# The model of section 5: trained in shards, saved, converted, read by `from_pretrained`. How surprised is it by this
-# project's own sentences, in nats per token, before and after?
+# The model of section 5, read by `from_pretrained`. How surprised is it by this project's own sentences, in nats per
+# token, before and after? None of them is in its training text.
 
 # %%
+from course_utils.data import load_classification
+
 sentences = own_sentences()[:4]
 fresh = task.loss_per_token(reference.new_model(seed), sentences, source)
 after = task.loss_per_token(loaded, sentences, source)
@@ -687,6 +727,8 @@ for sentence, a, b in zip(sentences, fresh, after, strict=True):
     print(f"{a:.1f} -> {b:.1f}  {sentence[:64]}")
 less = sum(after) < sum(fresh)
 teach.claim("it is less surprised than before", less, when=max_steps >= 40)
+trained_on = set(load_classification(source)["train"]["text"])
+teach.claim("none of the sentences was trained on", trained_on.isdisjoint(sentences))
 
 # %% [markdown]
 # ## Deeper: FSDP1 and its names
@@ -707,7 +749,8 @@ teach.claim("it is less surprised than before", less, when=max_steps >= 40)
 # | `fsdp="full_shard auto_wrap"` in TrainingArguments | `fsdp=True` and `fsdp_config` |
 #
 # It runs on gloo, as section 6 shows. Its checkpoints do not resume exactly on CPU ranks, and its offloading does not
-# work there, so neither is shown. What it keeps of a parameter is a piece of the flat buffer:
+# work there, so neither is shown. What it keeps of a parameter is a piece of the flat buffer; 0 means that the
+# parameter lies wholly in the other rank's half:
 
 # %%
 for rank in more["FSDP1"]:
@@ -721,7 +764,8 @@ teach.claim("two halves that make the whole", sum(pieces) == parameters)
 #
 # LoRA (lesson 10) freezes the model and trains two thin matrices beside some of its own, the **adapter**. Under
 # `fully_shard` both are shards. Save the adapter only: `ignore_frozen_params=True` leaves the rest out. All but one:
-# the output layer's second name for the embedding stays in, so the dict is filtered by name.
+# the output layer's second name for the embedding stays in, so the dict is filtered by name. As in section 7 the loss
+# is not scaled: AdamW hardly notices.
 
 # %%
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -780,6 +824,8 @@ teach.claim("and the adapter changes something", moved > 0.01)
 # ZeRO divides what is *kept*. **Tensor parallelism** (TP) divides what is *computed*: two ranks get the same rows, and
 # each multiplies with a part of the matrix. An MLP needs two exchanges only, if its first matrix is cut by columns and
 # its second by rows (Megatron-LM). The activation works on each column for itself, so nothing is exchanged in between.
+# This speaks of `x @ W`. torch stores a linear layer's weight as (out, in), so there the words swap: `first` loses half
+# of its 64 rows.
 
 # %%
 from course_utils.parallel import tensor_parallel
@@ -790,7 +836,8 @@ teach.show_source(tensor_parallel.Add)
 
 # %% [markdown]
 # The input is used by every rank's part, so its gradient is the sum of the ranks' gradients: an all-reduce in the
-# backward pass. The outputs are parts of a sum: an all-reduce in the forward pass. Against the undivided MLP:
+# backward pass. The outputs are parts of a sum: an all-reduce in the forward pass. `ParallelMLP` puts the two linears
+# together; the second one's bias is whole on every rank and added once, after the sum. Against the undivided MLP:
 
 
 # %%
@@ -828,7 +875,8 @@ teach.claim("outputs and gradients as undivided, within 1e-5", off < 1e-5)
 #
 # Ranks can form a grid, a mesh with two dimensions. **HSDP** (hybrid sharding) shards along one and copies along the
 # other: shards travel inside a machine, only gradients between machines. **FSDP x TP** cuts parameters twice. Here on
-# four tiny ranks.
+# four tiny ranks, which `Ranks` starts beside the two. In the figure's right half `down_proj` is `RowParallel`, cut
+# along dimension 1; `gate_proj` and `up_proj` are cut along dimension 0 by both; attention is cut by FSDP only.
 
 # %%
 teach.show(figures.meshes())
@@ -847,8 +895,10 @@ def on_a_mesh(names, seed):
 
     device = join()
     mesh = init_device_mesh(device.type, (2, 2), mesh_dim_names=tuple(names))
+    parts, part = 4, torch.distributed.get_rank()  # the batch's rows: a quarter each
     model, alone = (reference.new_model(seed).to(device) for _ in range(2))
     if "tp" in names:
+        parts, part = 2, mesh.get_local_rank("dp")  # the ranks of one tp row share theirs
         plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel()}
         plan["down_proj"] = RowwiseParallel()
         for layer in model.model.layers:
@@ -856,22 +906,28 @@ def on_a_mesh(names, seed):
         shard(model, mesh=mesh["dp"])
     else:
         shard(model, mesh=mesh)
-    ids = reference.global_batches(1)[0]["input_ids"].to(device)
+    batch = reference.global_batches(1)[0]
+    ids = reference.share(batch, part, parts)["input_ids"].to(device)
     with measure.Exchanged() as exchanged:
         logits = model(ids).logits
         logits.float().square().mean().backward()
-    weight = model.model.layers[0].mlp.down_proj.weight
+    whole = alone(batch["input_ids"].to(device)).logits  # all rows, in one process
+    whole.float().square().mean().backward()
+    name = "model.layers.0.mlp.down_proj.weight"
+    weight, wanted = model.get_parameter(name), alone.get_parameter(name).grad
+    away = (weight.grad.full_tensor() - wanted).abs()
     return {
         "placements": str(weight.placements),
         "local": list(weight.to_local().shape),
         "calls": sorted({name for name, _ in exchanged.calls}),
-        "apart": (logits - alone(ids).logits).abs().max().item(),
+        "apart": (logits - whole.chunk(parts)[part]).abs().max().item(),
+        "gradient": (away.max() / wanted.abs().max()).item(),
     }
 
 
 from course_utils.parallel import Ranks
 
-four = Ranks(4)
+four = Ranks(4, timeout=300)
 meshes = {
     "HSDP": four(on_a_mesh, names=["replicate", "shard"], seed=seed),
     "FSDP x TP": four(on_a_mesh, names=["dp", "tp"], seed=seed),
@@ -885,6 +941,8 @@ for name, everyone in meshes.items():
     teach.claim(f"{name}: all-reduces besides FSDP's calls", sums)
 off = max(rank["apart"] for everyone in meshes.values() for rank in everyone)
 teach.claim("logits as in one process, within 1e-4", off < 1e-4)
+off = max(rank["gradient"] for everyone in meshes.values() for rank in everyone)
+teach.claim("gradients of all rows, as in one process, within 0.1%", off < 1e-3)
 
 # %% [markdown]
 # `(Replicate(), Shard(dim=0))`: copies along the mesh's first dimension, shards along the second. HSDP adds an
@@ -898,10 +956,10 @@ scratch.cleanup()
 # %% [markdown]
 # ## Recap
 #
-# - Model states in fp32 with AdamW are 4 + 4 + 8 bytes per parameter. ZeRO-1 divides the 8, ZeRO-2 a 4 more, ZeRO-3
-#   and FSDP all. The run is that of one process, up to the order of sums.
-# - Stages 1 and 2 move as much as DDP, stage 3 up to half as much again.
-# - Wrap each layer, then the model; then make the optimizer. `reshard_after_forward=False` trades memory for an
+# - Model states in fp32 with AdamW are 4 + 4 + 8 bytes per parameter. ZeRO-1 divides the 8, ZeRO-2 the gradients' 4
+#   as well, ZeRO-3 and FSDP all. The run is that of one process, up to the order of sums.
+# - Without accumulation stages 1 and 2 move as much as DDP, stage 3 up to half as much again.
+# - Wrap each layer, then the model; then make the optimizer. `reshard_after_forward=False` spends memory and saves an
 #   all-gather.
 # - Save shards from all ranks; convert in one process. `dcp.load({})` loads nothing.
 # - Assert type, wrapper and local shapes after the start.

@@ -101,6 +101,6 @@ def test_each_figure_and_helper_belongs_to_the_lessons_that_use_it():
     assert users["course_utils/lessons/lesson_03/exercises.py"] == {"source/03_trainer"}
     assert users["course_utils/training/trainer_trace.py"] == {"source/03_trainer", "slides/03_trainer"}
     assert users["bench/results/pretraining.json"] == {"source/02_batches", "slides/02_batches"}
-    assert users["course_utils/launch/files/templates/torchrun.sh.j2"] == {"source/15_launch", "slides/15_launch"}
+    assert {"source/15_launch", "slides/15_launch"} <= users["course_utils/launch/files/templates/torchrun.sh.j2"]
     assert "source/15_launch" in users["course_utils/recipes/finetune.py"], "the rehearsal starts it"
     assert len(users["course_utils/teach/figure.py"]) == len(targets())

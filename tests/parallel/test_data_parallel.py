@@ -66,10 +66,10 @@ def test_five_ways_equal_one_process(ranks, accumulation):
     found = {kind: ranks(train_data_parallel, kind=kind, steps=4, accumulation=accumulation) for kind in KINDS}
     for kind, (first, second) in found.items():
         assert first["world_size"] == 2 and first["backend"] == "gloo", kind
-        assert first["sample"] == second["sample"] and first["losses"] == second["losses"], kind
+        assert first["hash"] == second["hash"] and first["losses"] == second["losses"], kind
         assert first["from_alone"] < 1e-4, kind
         assert first["from_micro_batches"] == 0 or accumulation > 1 and first["from_micro_batches"] < 1e-5, kind
-        assert first["sample"] == found["naive"][0]["sample"], kind
+        assert first["hash"] == found["naive"][0]["hash"], kind
     wrappers = [found[kind][0]["wrapper"] for kind in KINDS]
     assert wrappers == ["AverageAfter", "AverageInBuckets", *["DistributedDataParallel"] * 3]
 

@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 scale, unused = 3, object()
+count = imag = ["not an attribute's value"]
 
 
 def double(x):
@@ -34,6 +35,13 @@ def uses_the_notebook(x):
     rank = int(os.environ["RANK"])
     counted = [Counter("aab").most_common(1)[0][1] for _ in range(1)]
     return [rank, double(x), add(x), counted, notation.dumps(str(Path("a") / "b"))]
+
+
+def has_attributes(x):
+    class Inside:
+        factor = scale
+
+    return Inside.factor * "aab".count("a") + int((1j * x).imag)
 
 
 def again(x):
@@ -91,6 +99,12 @@ def test_a_notebooks_function_takes_along_what_it_uses(ranks, notebook):
     assert ranks(notebook["uses_the_notebook"], x=1) == [[rank, 6, 7, [2], '"a/b"'] for rank in (0, 1)]
     assert ranks(notebook["again"], x=2) == ranks(os.getpid)
     assert "unused" not in portable_source(notebook["uses_the_notebook"])
+
+
+def test_attributes_are_no_names_of_the_notebook(ranks, notebook):
+    source = portable_source(notebook["has_attributes"])
+    assert "scale = 3" in source and "not an attribute" not in source
+    assert ranks(notebook["has_attributes"], x=5) == [11, 11]
 
 
 def test_each_call_may_ask_for_another_accelerator(ranks):

@@ -75,8 +75,7 @@ def token_strip(
     """
     figure, axis = new_figure(
         height=0.55 + 0.95 * len(rows),
-        alt="Rows of boxes, one for each token. Grey boxes are the prompt and have no label; orange boxes are learnt: "
-        "the answer and the end token.",
+        alt=f"Rows of boxes, one for each token; orange ones are learnt, grey ones have no label. {_told(rows)}",
     )
     widths = {title: [max(0.62, 0.30 + 0.155 * len(t)) for t in texts] for title, (texts, _) in rows.items()}
     total = max(sum(w) for w in widths.values())
@@ -90,6 +89,21 @@ def token_strip(
         axis.text(0.1, y + 0.82, title, fontsize=11, fontweight="bold")
     axis.set_title(note, fontsize=10.5, fontweight="normal", loc="right")
     return figure
+
+
+def _told(rows: Mapping[str, tuple[Sequence[str], Sequence[bool]]]) -> str:
+    """For the alt text: how many tokens each row has and which of them are learnt."""
+    parts = []
+    for title, (texts, learnt) in rows.items():
+        kept = [text for text, is_learnt in zip(texts, learnt, strict=True) if is_learnt]
+        parts.append(f"{title}: {len(texts)} tokens, learnt are {', '.join(kept) or 'none'}.")
+    told = " ".join(parts).replace("<|im_end|>", "the end token")
+    return told.replace("'", "").replace("␣", "").replace("\\n", "a line break")
+
+
+def marked(tokenizer, example: Mapping[str, Sequence[int]]) -> tuple[list[str], list[bool]]:
+    """An encoded example as ``token_strip`` takes it: the tokens' texts, and which of them have a label."""
+    return visible(tokenizer, example["input_ids"]), [label != -100 for label in example["labels"]]
 
 
 def visible(tokenizer, ids: Sequence[int]) -> list[str]:

@@ -150,6 +150,10 @@ def check_template(answer: Any) -> None:
         if row["question"] not in prompt or hint_text not in prompt:
             raise Wrong(given=given, expected="question and hint in the prompt", got=prompt,
                         hint="The prompt holds everything that is known when the question is asked.")  # fmt: skip
+        named = [f"Question: {row['question']}", *([f"Hint: {hint_text}"] if hint_text else [])]
+        if not all(part in prompt for part in named):
+            raise Wrong(given=given, expected=" and ".join(map(repr, named)), got=repr(prompt),
+                        hint="Each part is introduced by its word, a colon and a space.")  # fmt: skip
         if completion != f" {row['solution']}":
             where = "A space separates prompt and answer; it stands at the start of the answer."
             if completion.strip() != row["solution"]:

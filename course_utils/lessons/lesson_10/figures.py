@@ -7,23 +7,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from course_utils.lessons.lesson_10.diagrams import PALE, adapter, phases, token_strip, visible  # noqa: F401
+from course_utils.lessons.lesson_10.diagrams import PALE, adapter, marked, phases, token_strip, visible  # noqa: F401
 from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def before_after(found: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Groups of bars: model -> {score: 0 to 1}."""
+def before_after(found: Mapping[str, Mapping[str, float]], majority: float) -> Figure:
+    """Groups of bars: model -> {"library": 0 to 1, "topic": 0 to 1}; dashed: the most frequent library."""
     from course_utils.teach.charts import grouped_bars
     from course_utils.teach.figure import describe
 
     figure = grouped_bars({k: dict(v) for k, v in found.items()}, "share of the validation rows")
+    axis = figure.axes[0]
+    line = {"color": COLORS["black"], "linestyle": "--", "linewidth": 1.2, "zorder": 0}
+    axis.axhline(majority, label="most frequent library", **line)
+    axis.legend(loc="upper left", ncols=3)
     return describe(
         figure,
-        "Two groups of bars. The base answers no question about the library and over half of those about the topic; "
-        "after fine-tuning it is the other way round.",
+        "Two groups of bars, blue for the library and orange for the topic. The base has no blue bar and a tall orange "
+        "one; after fine-tuning the blue bar stands well above the dashed line of the most frequent library, and the "
+        "orange one is nearly gone.",
     )
 
 
@@ -35,7 +40,8 @@ def dots(
     colors = ["blue", "orange", "green", "red", "purple", "sky"]
     for place, values in enumerate(reversed(runs.values())):
         color = COLORS[colors[(len(runs) - 1 - place) % len(colors)]]
-        axis.plot(values, [place] * len(values), "o", color=color, markersize=7, alpha=0.8)
+        apart = np.linspace(0.12, -0.12, len(values)) if len(values) > 1 else 0  # equal values stay visible
+        axis.plot(values, np.full(len(values), place) + apart, "o", color=color, markersize=7, alpha=0.8)
         axis.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=3)
     if line:
         axis.axvline(line[1], color=COLORS["black"], linestyle="--", linewidth=1.2)
@@ -52,8 +58,8 @@ def answers_learnt(runs: Mapping[str, Sequence[float]], majority: float) -> Figu
         runs,
         "exact match on validation rows (a dot a seed, a bar the mean)",
         ("most frequent answer", majority),
-        "Dots for full fine-tuning lie furthest right, LoRA's in the middle, and LoRA on a random base on the line of "
-        "the most frequent answer.",
+        "Dots for full fine-tuning lie furthest right, those of LoRA in the middle, and LoRA on a random base on the "
+        "line of the most frequent answer.",
     )
 
 
@@ -62,9 +68,8 @@ def forgetting(runs: Mapping[str, Sequence[float]], base: float) -> Figure:
         runs,
         "loss on plain text, nats a token",
         ("the base", base),
-        "Loss on plain text after fine-tuning. Full fine-tuning and LoRA with its adapters on lie "
-        "well above the base's "
-        "line; LoRA with its adapters switched off lies on it.",
+        "Loss on plain text after fine-tuning. Full fine-tuning lies well above the line of the base, LoRA with its "
+        "adapters on further still; LoRA with its adapters switched off lies on the line.",
     )
 
 
@@ -98,19 +103,18 @@ def memory(found: Mapping[str, Mapping[str, int]]) -> Figure:
     return figure
 
 
-def sweep(grid: Mapping[str, Mapping[str, Sequence[float]]], full: float) -> Figure:
+def sweep(grid: Mapping[str, Mapping[str, Sequence[float]]], full: Sequence[float]) -> Figure:
     """Exact match against the learning rate: a line for each rank, the range of its seeds shaded.
 
     Args:
         grid: rank -> learning rate -> exact match of each seed.
-        full: of full fine-tuning, the dashed line.
+        full: of full fine-tuning at its best rate, each seed: the dashed line and the grey band.
     """
     figure, axis = new_figure(
         height=3.5,
-        alt="Exact match against the learning rate on a logarithmic axis, a line for each rank. At the "
-        "smallest rate low ranks "
-        "learn nothing. The highest rank lies above the others for small rates, and falls at the largest. All lines "
-        "stay below the dashed line of full fine-tuning.",
+        alt="Exact match against the learning rate on a logarithmic axis, a line for each rank. At the smallest rate "
+        "low ranks learn next to nothing. The highest rank lies above the others for small rates, and falls at the "
+        "largest. All lines stay below the dashed line of full fine-tuning and its grey band.",
     )
     for rank, row in grid.items():
         rates = [float(rate) for rate in row]
@@ -118,9 +122,10 @@ def sweep(grid: Mapping[str, Mapping[str, Sequence[float]]], full: float) -> Fig
         lines = axis.plot(rates, means, "o-", label=f"rank {rank}")
         low, high = ([pick(values) for values in row.values()] for pick in (min, max))
         axis.fill_between(rates, low, high, color=lines[0].get_color(), alpha=0.15)
-    axis.axhline(full, color=COLORS["black"], linestyle="--", linewidth=1.2)
-    axis.set(xscale="log", xlabel="learning rate", ylabel="exact match", ylim=(-0.03, full + 0.07))
-    axis.text(min(rates), full, "full fine-tuning, best rate", fontsize=10, va="bottom")
+    axis.axhspan(min(full), max(full), color=COLORS["black"], alpha=0.1, linewidth=0)
+    axis.axhline(np.mean(full), color=COLORS["black"], linestyle="--", linewidth=1.2)
+    axis.set(xscale="log", xlabel="learning rate", ylabel="exact match", ylim=(-0.03, max(full) + 0.08))
+    axis.text(min(rates), max(full), "full fine-tuning, best rate", fontsize=10, va="bottom")
     axis.legend(fontsize=10.5)
     return figure
 
@@ -129,9 +134,8 @@ def levels(nf4: Sequence[float], even: Sequence[float]) -> Figure:
     """The 16 levels of NF4 and of plain int4 under a bell curve."""
     figure, axis = new_figure(
         height=3.0,
-        alt="A bell curve from minus one to one. Below it two rows of 16 ticks: NF4's stand close "
-        "together in the middle "
-        "and far apart at the ends, int4's are evenly spaced.",
+        alt="A bell curve over the scaled weights. Below it two rows of 16 ticks: those of NF4 stand close together "
+        "in the middle and far apart at the ends, from -1 to 1; those of int4 are evenly spaced, the lowest at -1.14.",
     )
     x = np.linspace(-1.15, 1.15, 300)
     axis.fill_between(x, np.exp(-((x / 0.36) ** 2) / 2), color=PALE["blue"])

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import tempfile
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from course_utils.data.instructions import pad_left
 
 
 def run_path(base: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
     """Data, adapters, merge and answers in a temporary folder.
 
     Returns:
-        ``commands`` (as one would type them, with short names for the folders), ``scores`` and ``adapter_bytes``.
+        ``commands`` (as one would type them, with short names for the folders), ``scores``, ``most_frequent`` (share of
+        the scored rows with the most frequent answer), and of some prompts' logits: ``moved``, the largest difference
+        between adapters and base, and ``merge_gap``, between the merged model and adapters.
     """
     from course_utils.data import load_instructions
     from course_utils.data.instructions import Template
@@ -53,8 +61,25 @@ def run_path(base: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
     names = {f"{folder}/": ""}
     lines = ["prepare_data --folder=data", f"finetune {' '.join(train)}", f"generate {' '.join(answer)}"]
     commands = ["python -m course_utils.recipes." + _shorten(line, names) for line in lines]
-    size = (folder / "run" / "adapter_model.safetensors").stat().st_size
-    return {"commands": commands, "scores": scores, "adapter_bytes": size}
+    wanted = Counter(few["test"]["output"])
+    report = {"commands": commands, "scores": scores, "most_frequent": max(wanted.values()) / wanted.total()}
+    return report | _merge_report(base, tokenizer, folder, [Template().render(row)[0] for row in few["test"]][:8])
+
+
+@torch.no_grad()
+def _merge_report(base: Any, tokenizer: Any, folder: Path, prompts: list[str]) -> dict[str, float]:
+    """``moved`` and ``merge_gap`` of the adapter in ``folder/run``, merged as ``generate`` does it."""
+    from peft import PeftModel
+
+    from course_utils.recipes import generate
+
+    batch = pad_left([tokenizer(prompt)["input_ids"] for prompt in prompts], tokenizer.pad_token_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = generate.load(f"{folder}/base", f"{folder}/run")[0].eval()
+        adapted = PeftModel.from_pretrained(copy.deepcopy(base), folder / "run").eval()
+    plain, merged, adapted = (model(**batch).logits for model in (base, merged, adapted))
+    return {"moved": (adapted - plain).abs().max().item(), "merge_gap": (merged - adapted).abs().max().item()}
 
 
 def _shorten(line: str, names: dict[str, str]) -> str:

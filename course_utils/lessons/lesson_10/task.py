@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from course_utils.data.instructions import InstructionCollator, Template, encode
 from course_utils.training.base_lm import BASE_ROWS
 from course_utils.training.intervals import Interval
 from course_utils.training.lora import add_lora, lora_layers
+from course_utils.training.paired import mean_interval
 from course_utils.training.preference import dpo_loss, sequence_log_probs
 
 MAX_LENGTH = 112  # tokens; a few rows are longer and lose the middle of their prompt
@@ -61,8 +61,7 @@ def fine_tune(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
     warmup = max(steps // 10, 1)
-    rate = lambda s: min(1, (s + 1) / warmup) * (1 - s / steps)  # noqa: E731
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / warmup) * (1 - s / steps))
     losses: list[float] = []
     model.train()
     while len(losses) < steps:
@@ -154,12 +153,10 @@ def masked_by_length(tokenizer: Any, prompt: str, answer: str) -> dict[str, list
 
 
 def paired_interval(differences: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of differences between runs of the same seed (Student's t)."""
-    from scipy import stats
-
-    values = np.asarray(differences, dtype=float)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return Interval(values.mean(), values.mean() - half, values.mean() + half)
+    """Mean and 95 % interval of differences between runs of the same seed (Student's t); one run has no interval."""
+    if len(differences) < 2:
+        return Interval(differences[0], float("nan"), float("nan"))
+    return mean_interval(differences)
 
 
 def unscale_refused(base: Any, batch: dict[str, Tensor]) -> str:

@@ -164,7 +164,8 @@ def grpo_step(model: Any, tokenizer: Any, rows: Sequence[dict], group_size: int 
 
     Returns:
         ``rewards`` and ``advantages`` (N,), ``texts``; for the loss, shuffled: ``shuffled`` advantages (N,), ``mask``
-        and ``log_probs`` (N, T), ``loss``.
+        and ``log_probs`` (N, T), ``loss``; and ``old_loss``, TRL's loss as if ``old`` (N, T), the same log
+        probabilities with noise on them, had been those of the model that wrote the answers.
     """
     from trl import GRPOConfig, GRPOTrainer
 
@@ -184,15 +185,20 @@ def grpo_step(model: Any, tokenizer: Any, rows: Sequence[dict], group_size: int 
             return made
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-            loss = super()._compute_loss(model, inputs)
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
             mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
             with torch.no_grad():
                 width = inputs["completion_ids"].shape[1]
                 logits = model(input_ids=ids, attention_mask=mask).logits[:, -width - 1 : -1].log_softmax(-1)
             log_probs = logits.gather(-1, inputs["completion_ids"][..., None])[..., 0]
+            old = log_probs + 0.3 * torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                old_loss = super()._compute_loss(model, {**inputs, "old_per_token_logps": old})
+            loss = super()._compute_loss(model, inputs)
             wanted = {"mask": inputs["completion_mask"], "shuffled": inputs["advantages"], "log_probs": log_probs}
-            seen.update({name: value.detach().clone() for name, value in wanted.items()}, loss=loss.item())
+            wanted |= {"old": old}
+            seen.update({name: value.detach().clone() for name, value in wanted.items()})
+            seen.update(loss=loss.item(), old_loss=old_loss.item())
             return loss
 
     config = GRPOConfig(

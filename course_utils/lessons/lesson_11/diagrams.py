@@ -118,7 +118,7 @@ def ring(history: Sequence[tuple[str, Sequence[Sequence[int]]]]) -> Figure:
     for axis in axes.flat:
         axis.set_axis_off()
     words = "A row is a rank,\na column a chunk.\n\nRed edge: arrived\nfrom the row above\n(row 0: from row 3)."
-    words += "\n\nGreen: complete."
+    words += "\n\nYellow: partial sum.\nGreen: complete."
     axes.flat[4].text(0, 0.5, words, fontsize=10, va="center", transform=axes.flat[4].transAxes)
     return figure
 

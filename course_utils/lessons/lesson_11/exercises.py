@@ -1,6 +1,6 @@
 """Exercises 1 to 3 of lesson 11: a ring all-reduce, averaged gradients, messages counted. The others: exercises_run.
 
-Answers run on pretended ranks, which are threads of this process (``links.in_threads``): who waits in vain is told so.
+Answers run on pretended ranks, which are threads of this process.
 """
 
 from __future__ import annotations
@@ -11,29 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from course_utils.lessons.lesson_11 import exercises_run  # noqa: F401 - registers 11.4 to 11.6
 from course_utils.lessons.lesson_11.on_ranks import toy_model
-from course_utils.parallel.links import Stuck, in_threads
-from course_utils.teach.exercise import Wrong, ask, exercise
+from course_utils.lessons.lesson_11.pretended import on_pretended_ranks, toy_rows
+from course_utils.teach.exercise import Wrong, exercise
 
 CLOSE = 1e-5
-WAITS = (
-    "Ranks waited for one another. Every rank must make the same exchanges in the same order; and if all of them send "
-    "first, nobody receives: use link.exchange, which does both at once."
-)
-
-
-def on_pretended_ranks(answer: Callable, size: int, arguments: Sequence[Sequence[Any]], given: str) -> list[Any]:
-    """What the answer returned on each rank; ranks that are stuck are ``Wrong`` with a hint of their own."""
-
-    def run() -> list[Any]:
-        return in_threads(answer, size, arguments)
-
-    try:
-        return ask(run, given=given, expected="a result from every rank")
-    except Wrong as wrong:
-        if wrong.got.startswith(Stuck.__name__):
-            raise Wrong(given=given, expected="ranks that all end", got=wrong.got, hint=WAITS) from None
-        raise
 
 
 def _chunks(rank: int, size: int) -> list[Tensor]:
@@ -96,17 +79,6 @@ def _judge_chunks(found: list[Any], expected: list[Tensor], given: str, size: in
     raise Wrong(given=given, expected="the sum in every chunk on every rank", got=got, hint=hint)
 
 
-def toy_rows(seed: int, counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """For each count a batch x (8, 6), y (8,) of which so many labels are targets; the rest is -100."""
-    generator = torch.Generator().manual_seed(seed)
-    batches = []
-    for count in counts:
-        x, y = torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
-        y[count:] = -100
-        batches.append((x, y))
-    return batches
-
-
 def flat_gradient(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -125,8 +97,8 @@ def _model_with_gradient(batch: tuple[Tensor, Tensor]) -> nn.Module:
     hints=(
         "A rank's gradient is a sum over its targets, divided by their number. What must happen to it so that the sums "
         "of all ranks can be added? And what is the result divided by?",
-        "Two exchanges: one of the numbers of targets, a tensor, and one per gradient. Multiply by the own targets, "
-        "sum over the ranks, divide by everybody's. A frozen parameter has the gradient None.",
+        "Multiply by the own targets, add over the ranks, divide by everybody's. All gradients fit in one flat tensor "
+        "(torch.cat), and back (split, view_as). A frozen parameter has the gradient None.",
     ),
 )
 def check_average(answer: Callable) -> None:
@@ -139,15 +111,20 @@ def check_average(answer: Callable) -> None:
 
         def run(link, model, targets):
             answer(link, model, targets)
-            return flat_gradient(model)
+            return flat_gradient(model), len(link.all_reduces)
 
-        found = on_pretended_ranks(run, size, list(zip(models, counts, strict=True)), given)
+        results = on_pretended_ranks(run, size, list(zip(models, counts, strict=True)), given)
         expected = sum(g * c for g, c in zip(own, counts, strict=True)) / sum(counts)
-        for rank, gradient in enumerate(found):
+        for rank, (gradient, _) in enumerate(results):
             if not _same(gradient, expected):
                 hint = _why_not_average(gradient, own, counts, rank)
                 got = f"on rank {rank} {_first(gradient)}"
                 raise Wrong(given=given, expected=f"{_first(expected)}", got=got, hint=hint)
+        if (calls := max(calls for _, calls in results)) > 2:
+            hint = (
+                "The average is right, in too many messages: lay all gradients end to end and send them as one tensor."
+            )
+            raise Wrong(given=given, expected="at most 2 all-reduces", got=f"{calls} all-reduces", hint=hint)
 
 
 def _same(first: Any, second: Tensor) -> bool:
@@ -209,6 +186,3 @@ def check_messages(answer: Any) -> None:
             if got == 2 * number:
                 hint = "An all-reduce is one message in this count, made by both ranks together."
             raise Wrong(given=given, expected=f"the all-reduces of {name!r}", got=repr(got), hint=hint)
-
-
-from course_utils.lessons.lesson_11 import exercises_run  # noqa: E402, F401 - registers 11.4 to 11.6

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from course_utils.lessons.lesson_11 import exercises as first
 from course_utils.lessons.lesson_11.on_ranks import toy_model
+from course_utils.lessons.lesson_11.pretended import on_pretended_ranks, toy_rows
 from course_utils.teach.exercise import Wrong, ask, exercise
 
 CLOSE = 1e-5
@@ -28,6 +28,10 @@ RATE, CLIP = 0.5, 0.3  # of exercise 11.5's loop
 )
 def check_sampler(answer: Callable) -> None:
     """``answer(count, rank, size, seed, epoch)`` returns this rank's row numbers."""
+    names = set(getattr(getattr(answer, "__code__", None), "co_names", ())) & {"DistributedSampler", "ShardedSampler"}
+    if names:
+        hint = "That is the class you are to write: torch.randperm and a slice are all you need."
+        raise Wrong(given="your function", expected="no sampler", got=f"a use of {min(names)}", hint=hint)
     for count, size, seed in ((11, 3, 0), (16, 4, 5), (9, 2, 1), (5, 4, 2)):
         given = f"{count} rows on {size} ranks"
         ranks = [_rows(answer, count, rank, size, seed, 0, given) for rank in range(size)]
@@ -140,7 +144,7 @@ def check_loop(answer: Callable) -> None:
         batches = [Batches(rank, size) for rank in range(size)]
         models = [toy_model(seed=rank) for rank in range(size)]
         arguments = [(models[rank], batches[rank], epochs) for rank in range(size)]
-        found = first.on_pretended_ranks(answer, size, arguments, given)
+        found = on_pretended_ranks(answer, size, arguments, given)
         if not all(isinstance(model, nn.Module) for model in found):
             raise Wrong(given=given, expected="a model", got=repr(found[0])[:60], hint="Return the trained model.")
         weights, asked = [flat(model) for model in found], batches[0].asked
@@ -168,7 +172,7 @@ def check_loop(answer: Callable) -> None:
 
 def _window(rank: int, step: int, micro_batches: int) -> list[tuple[Tensor, Tensor]]:
     counts = [(3 * rank + 5 * number + step) % 8 + 1 for number in range(micro_batches)]
-    return first.toy_rows(100 * step + 10 * rank, counts)
+    return toy_rows(100 * step + 10 * rank, counts)
 
 
 def _step_alone(model: nn.Module, optimizer: Any, windows: list[list[tuple[Tensor, Tensor]]]) -> float:
@@ -206,7 +210,7 @@ def check_step(answer: Callable) -> None:
             def run(link, model, opt, window):
                 return answer(link, model, opt, window), link.all_reduces
 
-            results = first.on_pretended_ranks(run, size, list(zip(models, optimizers, windows, strict=True)), given)
+            results = on_pretended_ranks(run, size, list(zip(models, optimizers, windows, strict=True)), given)
             expected_loss = _step_alone(alone, optimizer, windows)
             _judge_step(models, flat(alone), before, given, step)
             _judge_loss([loss for loss, _ in results], expected_loss, given)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from course_utils.lessons.lesson_11.diagrams import buckets, collectives, dealt, ring, ring_history, who_is_who
 from course_utils.parallel.collectives import ring_bytes
 from course_utils.teach.figure import COLORS, new_figure
+from course_utils.training.paired import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,6 @@ __all__ = [
     "two_runs",
     "who_is_who",
 ]
-T_95 = 4.303  # Student's t, 2 degrees of freedom: 95% interval of a mean of three
 
 
 def gradients(own: Sequence[Any], average: Any, alone: Any) -> Figure:
@@ -40,17 +39,20 @@ def gradients(own: Sequence[Any], average: Any, alone: Any) -> Figure:
     """
     alt = (
         "Four heat maps of one weight matrix's gradient. Those of rank 0 and rank 1 differ. Their average, weighted by "
-        "targets, looks like neither, and exactly like the gradient that one process computes on all rows."
+        "targets, looks like neither, and exactly like the gradient that one process computes on all rows. All "
+        "share one scale: orange is negative, white zero, purple positive."
     )
     figure, axes = new_figure(1, 4, height=1.75, alt=alt)
     pictures = {f"rank {r}: {part['targets']} targets": part["gradient"] for r, part in enumerate(own)}
     pictures |= {"averaged": average, "one process": alone}
     limit = max(abs(value) for part in own for row in part["gradient"] for value in row) / 2
     for axis, (name, values) in zip(axes, pictures.items(), strict=True):
-        axis.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        image = axis.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axis.set_title(name, fontsize=10.5)
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
+    bar = figure.colorbar(image, ax=axes, ticks=[-limit, 0, limit], format="%.3f", fraction=0.04, pad=0.01)
+    bar.ax.tick_params(labelsize=9)
     return figure
 
 
@@ -96,23 +98,36 @@ def timelines(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     alt = (
         "Two timelines of one step. Naive: a bar for backward, and behind it a row of all-reduces. In buckets: the "
-        "all-reduces begin while backward is still running."
+        "all-reduces begin while backward is still running, and several are on their way at once."
     )
-    figure, axes = new_figure(2, 1, height=1.75, alt=alt, sharex=True)
+    figure, axes = new_figure(2, 1, height=2.1, alt=alt, sharex=True)
     for axis, (name, run) in zip(axes, runs.items(), strict=True):
         start, end = run["backward"]
-        axis.barh(1, end - start, left=start, color=COLORS["blue"], height=0.7)
+        axis.barh(1.05, end - start, left=start, color=COLORS["blue"], height=0.6)
         axis.axvline(end, color="#444444", linestyle=":", linewidth=1.4)
-        for number, begun, ended in run["exchanges"]:
-            color = COLORS["orange"] if number % 2 else COLORS["red"]
-            axis.barh(0.13 - 0.33 * (number % 2), ended - begun, left=begun, color=color, height=0.3)
-        axis.set_yticks([1, 0], ["backward", "all-reduce"])
-        axis.set_ylim(-0.5, 1.5)
         count = len(run["exchanges"])
+        lanes = _lanes(run["exchanges"])
+        height = 1.1 / (max(lanes, default=0) + 1)
+        for lane, (number, begun, ended) in zip(lanes, run["exchanges"], strict=True):
+            color = COLORS["orange"] if number % 2 else COLORS["red"]
+            axis.barh(0.6 - height * (lane + 0.5), ended - begun, left=begun, color=color, height=0.8 * height)
+        axis.set_yticks([1.05, 0.05], ["backward", "all-reduce"])
+        axis.set_ylim(-0.55, 1.45)
         axis.set_title(f"{name}: {count} all-reduces", fontsize=11.5)
         axis.grid(axis="y", visible=False)
     axes[-1].set_xlabel("milliseconds since backward began (this machine)")
     return figure
+
+
+def _lanes(exchanges: Sequence[Sequence[float]]) -> list[int]:
+    """For each exchange ``(number, begun, ended)`` the first lane that is free; there are two lanes at least."""
+    free_at, found = [float("-inf")] * 2, []
+    for number, begun, ended in exchanges:
+        free = [lane for lane, moment in enumerate(free_at) if moment <= begun]
+        lane = number % 2 if int(number) % 2 in free else min(free, default=len(free_at))
+        free_at[lane : lane + 1] = [ended]
+        found.append(int(lane))
+    return found
 
 
 def equality(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -122,21 +137,22 @@ def equality(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
         runs: name -> what ``train_data_parallel`` returned on rank 0.
     """
     alt = (
-        "Largest difference of a final weight, on a logarithmic axis. Against one process with two micro-batches: zero "
-        "for all five ways. Against one process in one batch: about a millionth. Only the Trainer that divides by each "
-        "rank's own targets is thousands of times farther away."
+        "Largest difference of a final weight, on a logarithmic axis with zero at its left end. Against one "
+        "process with two micro-batches: zero for all five ways. Against one process in one batch: some millionths. "
+        "Only the Trainer that divides by each rank's own targets is thousands of times farther away."
     )
     figure, axis = new_figure(height=3.0, alt=alt)
-    names, lowest = list(runs)[::-1], 1e-9
+    names = list(runs)[::-1]
     for column, label, marker, color in (
         ("from_micro_batches", "one process, two micro-batches", "s", COLORS["blue"]),
         ("from_alone", "one process, one batch", "o", COLORS["red"]),
     ):
-        values = [max(runs[name][column], lowest) for name in names]
+        values = [runs[name][column] for name in names]
         axis.plot(values, range(len(names)), marker, color=color, markersize=9, label=label)
-    axis.set_xscale("log")
-    axis.set_xlim(lowest / 2, 0.3)
-    axis.set_xticks([lowest, 1e-7, 1e-5, 1e-3, 1e-1], ["0", "1e-7", "1e-5", "1e-3", "0.1"])
+    axis.set_xscale("symlog", linthresh=1e-8, linscale=0.6)
+    axis.set_xlim(-3e-9, 0.3)
+    axis.set_xticks([0, 1e-7, 1e-5, 1e-3, 1e-1], ["0", "1e-7", "1e-5", "1e-3", "0.1"])
+    axis.minorticks_off()
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set(xlabel="largest difference of a weight after the run")
@@ -152,7 +168,7 @@ def seeds(apart: Mapping[str, Sequence[float]], worse: Sequence[float]) -> Figur
         worse: for each seed, loss of rank 0's model without an equal start minus the loss with one.
     """
     alt = (
-        "Left: the distance between two ranks that began with different weights stays where it was; with rank 0's "
+        "Left: the distance between two ranks that began with different weights hardly falls; with rank 0's "
         "weights for all it is zero. Right: for three seeds, how much higher the loss on unseen rows is without the "
         "equal start, with the interval of the mean."
     )
@@ -161,11 +177,12 @@ def seeds(apart: Mapping[str, Sequence[float]], worse: Sequence[float]) -> Figur
         left.plot(range(1, len(values) + 1), values, color=color, label=name)
     left.set(xlabel="step", ylabel="largest difference", title="Between the ranks", ylim=(-0.01, None))
     left.legend(fontsize=10, loc="center right")
-    half = T_95 * stdev(worse) / len(worse) ** 0.5
-    right.errorbar(mean(worse), 0.3, xerr=half, fmt="D", color=COLORS["blue"], capsize=5, markersize=8)
+    interval = mean_interval(worse)
+    half = interval.high - interval.value
+    right.errorbar(interval.value, 0.3, xerr=half, fmt="D", color=COLORS["blue"], capsize=5, markersize=8)
     right.plot(worse, [0] * len(worse), "o", color=COLORS["black"])
     right.axvline(0, color="#444444", linewidth=1.2)
-    right.set_yticks([0, 0.3], ["three seeds", "mean, 95%"])
+    right.set_yticks([0, 0.3], ["three seeds", "mean, 95%\n(Student's t)"])
     right.set(ylim=(-0.4, 0.7), xlabel="loss without minus with equal start", title="On unseen rows")
     right.grid(axis="y", visible=False)
     right.locator_params(axis="x", nbins=5)
@@ -175,8 +192,8 @@ def seeds(apart: Mapping[str, Sequence[float]], worse: Sequence[float]) -> Figur
 def all_reduce_times(sizes: Sequence[int], times: Mapping[str, Sequence[float]]) -> Figure:
     """Milliseconds of an all-reduce against its size, both axes logarithmic."""
     alt = (
-        "Time of an all-reduce against the number of bytes, on logarithmic axes. For small tensors the time hardly "
-        "depends on the size; for large ones it grows with it."
+        "Time of an all-reduce against the number of bytes, on logarithmic axes: torch's and the ring by hand. For "
+        "small tensors it hardly depends on the size; for large ones it grows with it."
     )
     figure, axis = new_figure(height=2.8, alt=alt)
     for (name, values), marker in zip(times.items(), ("o", "s"), strict=True):

@@ -18,7 +18,8 @@ def restarted(folder: str, steps: int, kill_at: int) -> list[dict[str, Any]]:
     """``restartable.py`` on two ranks under ``torchrun --max-restarts 1``, rank 1 killed before step ``kill_at``.
 
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE: else the restarted ranks read the dead ones' addresses from the store that they
-    share with the launcher, and hang (https://github.com/pytorch/pytorch/issues/135712).
+    share with the launcher. On gloo they hung (our observation); with NCCL they fail to start
+    (https://github.com/pytorch/pytorch/issues/135712).
     """
     (port,) = free_ports(1)
     options = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--max-restarts=1"]

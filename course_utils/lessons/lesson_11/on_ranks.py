@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from course_utils.data.batches import to_device
+from course_utils.data.batches import Batch, to_device
 from course_utils.parallel import reference
 from course_utils.parallel.collectives import all_reduce_ring
 from course_utils.parallel.data_parallel import AverageAfter, AverageInBuckets
@@ -31,15 +31,16 @@ def one_gradient(source: str, seed: int, rows: str = "mine") -> dict[str, Any]:
     return {"gradient": model.get_parameter(SHOWN).grad.tolist(), "targets": targets}
 
 
-def timeline(kind: str, bucket_bytes: int = 2**20, steps: int = 4) -> dict[str, Any]:
-    """When backward and each all-reduce began and ended in the last of ``steps`` steps of a wider model, in ms.
+def timeline(kind: str, bucket_bytes: int = 2**20, steps: int = 6) -> dict[str, Any]:
+    """When backward and each all-reduce began and ended in a step of a wider model, in ms.
+
+    Of ``steps`` steps the first warms up; of the others the one is returned whose time is the median.
 
     Args:
         kind: "naive" or "bucketed".
 
     Returns:
-        ``backward``: (0, end); ``exchanges``: (number, begin, end) each; ``whole``: until the average is there;
-        ``steps``: that time for each step but the first.
+        ``backward``: (0, end); ``exchanges``: (number, begin, end) each; ``whole``: until the average is there.
     """
     link = join_group()
     torch.set_num_threads(1)
@@ -57,16 +58,13 @@ def timeline(kind: str, bucket_bytes: int = 2**20, steps: int = 4) -> dict[str, 
         wrapped.finish()
         marks = {"backward": [0.0, ended - begun], "whole": time.perf_counter() - begun}
         found.append(marks | {"exchanges": [(n, a - begun, b - begun) for n, a, b in wrapped.spans]})
-    last = {name: _in_ms(value) for name, value in found[-1].items() if name != "exchanges"}
-    exchanges = [[int(n), 1000 * a, 1000 * b] for n, a, b in found[-1]["exchanges"]]
-    return last | {"exchanges": exchanges, "steps": [1000 * step["whole"] for step in found[1:]]}
+    typical = sorted(found[1:], key=lambda step: step["whole"])[(steps - 1) // 2]
+    exchanges = [[int(n), 1000 * a, 1000 * b] for n, a, b in typical["exchanges"]]
+    backward = [1000 * moment for moment in typical["backward"]]
+    return {"backward": backward, "whole": 1000 * typical["whole"], "exchanges": exchanges}
 
 
-def _in_ms(value: Any) -> Any:
-    return [1000 * v for v in value] if isinstance(value, list) else 1000 * value
-
-
-def all_reduce_times(sizes: list[int], repeats: int = 5) -> dict[str, list[float]]:
+def all_reduce_times(sizes: list[int], repeats: int = 21) -> dict[str, list[float]]:
     """Median milliseconds of an all-reduce of so many float32 numbers: torch's, and the ring by hand."""
     link, found = join_group(), {"torch": [], "ring by hand": []}
     ways = {"torch": link.all_reduce, "ring by hand": lambda tensor: all_reduce_ring(link, tensor)}
@@ -116,14 +114,17 @@ def train_from_seeds(same: bool, equal_start: bool, steps: int, seed: int, sourc
     """The reference run by hand; the ranks' models are drawn from the ``same`` seed or not, and made equal or not.
 
     Returns:
-        ``apart``: largest difference of a weight between rank 0 and the others after each step; ``loss``: of this
-        rank's model on a batch that nobody trained on; ``sample``: some weights.
+        ``apart``: largest difference of a weight between rank 0 and the others after each step; ``before`` and
+        ``loss``: of this rank's model on batches that nobody trains on, at the start and at the end; ``sample``: some
+        of its final weights; ``hash``: of all of them.
     """
     link = join_group()
     model = reference.new_model(seed if same else 100 * link.rank + seed).to(link.device)
     wrapped, apart = AverageInBuckets(model, link, equal_start), []
     optimizer = reference.new_optimizer(model)
     batches = reference.global_batches(steps + 4, seed=seed, source=source)
+    unseen = [to_device(batch, link.device) for batch in batches[steps:]]
+    before = _mean_loss(model, unseen)
     for batch in batches[:steps]:
         mine = to_device(reference.share(batch, link.rank, link.size), link.device)
         targets = link.all_reduce(torch.tensor(reference.count_targets(mine), device=link.device))
@@ -132,11 +133,16 @@ def train_from_seeds(same: bool, equal_start: bool, steps: int, seed: int, sourc
         optimizer.step()
         optimizer.zero_grad()
         apart.append(_apart(reference.flat_weights(model), link))
-    with torch.no_grad():
-        unseen = [to_device(batch, link.device) for batch in batches[steps:]]
-        held_out = [reference.summed_loss(model, b).item() / reference.count_targets(b) for b in unseen]
-    sample = reference.flat_weights(model)[::101].tolist()
-    return {"apart": apart, "loss": sum(held_out) / len(held_out), "sample": sample}
+    weights = reference.flat_weights(model)
+    end = {"loss": _mean_loss(model, unseen), "sample": weights[::101].tolist(), "hash": reference.hash_of(weights)}
+    return {"apart": apart, "before": before} | end
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, batches: list[Batch]) -> float:
+    """The mean over the batches of their loss per target."""
+    losses = [reference.summed_loss(model, batch).item() / reference.count_targets(batch) for batch in batches]
+    return sum(losses) / len(losses)
 
 
 def _apart(weights: Tensor, link: GroupLink) -> float:

@@ -21,13 +21,12 @@ def solution_1(link, chunks):
 
 
 def solution_2(link, model, targets):
-    """Back to sums, add, divide once."""
+    """Back to sums, add, divide once; all gradients travel in one tensor."""
     total = link.all_reduce(torch.tensor(float(targets)))
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad *= targets
-            link.all_reduce(parameter.grad)
-            parameter.grad /= total
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = link.all_reduce(torch.cat([g.flatten() for g in gradients]) * targets) / total
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 # 6 windows (5 full ones and one of 2). Naive: 6 * 148. Buckets: 6 * 6. Without no_sync: 22 * 6.

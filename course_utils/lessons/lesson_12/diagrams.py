@@ -40,10 +40,11 @@ def stages() -> Figure:
     """What each of two ranks keeps of parameters, gradients and optimizer state, stage by stage."""
     alt = (
         "Four columns: DDP, ZeRO-1, ZeRO-2, ZeRO-3 or FSDP. In each, two ranks with three bars: parameters, gradients "
-        "and the twice as long optimizer state. Full bars are kept whole, half bars only as the rank's own half. DDP "
-        "keeps all whole; each stage halves one bar more."
+        "and the twice as long optimizer state. The coloured part of a bar is what the rank keeps: all of it, or its "
+        "own half; the pale half is only on the other rank. DDP keeps all whole; each stage halves one bar more."
     )
-    figure, axis = _canvas(3.2, alt, 104, 46)
+    figure, axis = _canvas(3.4, alt, 104, 50)
+    axis.set_ylim(-4, 46)
     divided = {"DDP": 0, "ZeRO-1": 1, "ZeRO-2": 2, "ZeRO-3 / FSDP": 3}
     rows = (("parameters", 8), ("gradients", 8), ("optimizer", 16))
     for column, (name, count) in enumerate(divided.items()):
@@ -60,40 +61,44 @@ def stages() -> Figure:
         for row, (state, _) in enumerate(rows):
             axis.text(15.5, 36.2 - 6 * row - 21 * rank, state, ha="right", va="center", fontsize=10)
         axis.text(0, 40.6 - 21 * rank, f"rank {rank}", fontsize=11, fontweight="bold", va="center")
+        _box(axis, 17 + 3.2 * rank, -3, 2.8, 2.8, color=RANK_COLORS[rank])
+    axis.text(24, -1.6, "kept by this rank", fontsize=10, va="center")
+    _box(axis, 61, -3, 2.8, 2.8)
+    axis.text(64.8, -1.6, "kept by the other rank only", fontsize=10, va="center")
     return figure
 
 
 def one_step() -> Figure:
     """Gather, compute, free: one step of a model with two layers under ZeRO-3, with the network running ahead."""
     alt = (
-        "A timeline with three rows, network, compute and memory. In the forward pass the network gathers the outer "
-        "unit, then layer 1, then layer 2 while layer 1 is computed; a layer is freed after its computation. In the "
-        "backward pass layer 2 is gathered again, then layer 1 while layer 2 is computed; each layer's gradients are "
-        "reduce-scattered afterwards, the outer unit's last."
+        "A timeline with three rows, network, compute and gathered. In the forward pass the network gathers the outer "
+        "unit, then layer 1, then layer 2; the embedding, layer 1, layer 2 and the head are computed; a layer is freed "
+        "after its computation. In the backward pass, which ends with the embedding, layer 2 is gathered again, then "
+        "layer 1 while layer 2 is computed; each layer's gradients are reduce-scattered afterwards, the outer unit's "
+        "last."
     )
     figure, axis = _canvas(3.5, alt, 106, 45)
     gather, reduce, work = "#BFE0F5", "#F9DFA8", "#DDDDDD"
     for name, y in (("network", 34), ("compute", 24), ("gathered", 7)):
         axis.text(0, y + 2.5, name, fontsize=11, fontweight="bold", va="center")
-    calls = [(12, 9, "outer", gather), (21, 9, "1", gather), (30, 9, "2", gather), (48, 9, "2", gather)]
-    calls += [(57, 9, "1", gather), (71, 9, "2", reduce), (82, 9, "1", reduce), (93, 9, "outer", reduce)]
-    for x, w, text, color in calls:
-        _box(axis, x, 34, w, 5, text, color, 9.5)
-    for x, w, text in ((30, 9, "layer 1"), (39, 9, "layer 2"), (58, 12.5, "layer 2"), (70.5, 12, "layer 1")):
+    calls = [(13, "outer", gather), (21, "1", gather), (29, "2", gather), (54, "2", gather), (62, "1", gather)]
+    calls += [(74, "2", reduce), (86, "1", reduce), (95, "outer", reduce)]
+    for x, text, color in calls:
+        _box(axis, x, 34, 8 if color == gather else 9, 5, text, color, 9.5)
+    computed = [(21, 8, "embed."), (29, 9, "layer 1"), (38, 9, "layer 2"), (47, 7, "head")]
+    computed += [(54, 8, "head"), (62, 12, "layer 2"), (74, 12, "layer 1"), (86, 8, "embed.")]
+    for x, w, text in computed:
         _box(axis, x, 24, w, 5, text, work, 9.5)
-    _box(axis, 48, 24, 9.5, 5, "head, loss", work, 9.5)
-    _box(axis, 82.5, 24, 10, 5, "embed.", work, 9.5)
-    spans = [(21, 72, 3, "outer unit, from the first gathering to its gradients"), (30, 9, 8.5, "1"), (39, 9, 8.5, "2")]
-    spans += [(57, 14, 8.5, "2"), (66, 16.5, 14, "1")]
+    spans = [(21, 83, 3, "outer unit, from its first use until its gradients are reduced")]
+    spans += [(29, 9, 8.5, "1"), (37, 10, 14, "2"), (62, 12, 8.5, "2"), (70, 16, 14, "1")]
     for x, w, y, text in spans:
         _box(axis, x, y, w, 4.5, text, RANK_COLORS[0], 9.5)
-    axis.plot([48, 48], [1, 40], color="#999999", linestyle=":", linewidth=1.2)
-    axis.text(30, 41.5, "forward", ha="center", fontsize=10.5)
-    axis.text(70, 41.5, "backward", ha="center", fontsize=10.5)
-    _box(axis, 1, 15.6, 3, 3, "", gather)
-    axis.text(5, 17, "all-gather", fontsize=9.5, va="center")
-    _box(axis, 15, 15.6, 3, 3, "", reduce)
-    axis.text(19, 17, "reduce-scatter", fontsize=9.5, va="center")
+    axis.plot([54, 54], [1, 40], color="#999999", linestyle=":", linewidth=1.2)
+    axis.text(37, 41.5, "forward", ha="center", fontsize=10.5)
+    axis.text(76, 41.5, "backward", ha="center", fontsize=10.5)
+    for y, text, color in ((17.5, "all-gather", gather), (13.2, "reduce-scatter", reduce)):
+        _box(axis, 0, y, 2.6, 2.6, "", color)
+        axis.text(3.6, y + 1.3, text, fontsize=9.5, va="center")
     return figure
 
 
@@ -154,13 +159,14 @@ def dtensor(parameters: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
 
 
 def two_linears() -> Figure:
-    """Tensor parallelism of an MLP on two ranks: the first matrix by columns, the second by rows."""
+    """Tensor parallelism of an MLP on two ranks: the first matrix by columns, the second by rows (as in x @ W)."""
     alt = (
         "Two ranks get the same input. Each multiplies with its half of the first matrix's columns, applies the "
         "activation to its half, multiplies with its half of the second matrix's rows, and an all-reduce adds up the "
         "two results. On the way back an all-reduce adds the gradients of the input."
     )
     figure, axis = _canvas(2.9, alt, 101, 34)
+    axis.set_xlim(-0.6, 101.6)
     _box(axis, 0, 12, 11, 9, "x\n(B, C)", "#EEEEEE")
     for rank, y in ((0, 20), (1, 3)):
         color = RANK_COLORS[rank]
@@ -172,7 +178,7 @@ def two_linears() -> Figure:
         _arrow(axis, (57.3, y + 5), (61.7, y + 5))
         _arrow(axis, (81.3, y + 5), (88.7, 16.5))
     _box(axis, 89, 12, 11, 9, "sum\n(B, C)", "#EEEEEE")
-    axis.text(94.5, 8, "all-reduce", ha="center", fontsize=10)
+    axis.text(94.5, 8, "forward:\nall-reduce", ha="center", fontsize=10, va="center")
     axis.text(5.5, 8, "backward:\nall-reduce", ha="center", fontsize=10, va="center")
     return figure
 
@@ -181,14 +187,14 @@ def meshes() -> Figure:
     """Four ranks as a 2 x 2 mesh: copies of shards (HSDP), and shards of parts (FSDP with tensor parallelism)."""
     alt = (
         "Two grids of four ranks. In the first, the columns are shards and the rows are copies: ranks 0 and 2 hold the "
-        "same half, ranks 1 and 3 the other. In the second, each rank holds a quarter: columns by tensor parallelism, "
-        "rows by FSDP."
+        "same half, ranks 1 and 3 the other. In the second, each rank holds a quarter of one matrix, down_proj: its "
+        "columns are divided by tensor parallelism, its rows by FSDP."
     )
     figure, axes = new_figure(1, 2, height=2.7, alt=alt)
     grids = (
         ("HSDP: replicate 2, shard 2", ("half 0", "half 1", "half 0", "half 1"), (0, 1, 0, 1), "copies", "shards"),
         (
-            "FSDP x TP: dp 2, tp 2",
+            "FSDP x TP of down_proj: dp 2, tp 2",
             ("rows 0, cols 0", "rows 0, cols 1", "rows 1, cols 0", "rows 1, cols 1"),
             (0, 1, 2, 3),
             "dp: FSDP's shards",

@@ -1,16 +1,15 @@
-"""Exercises of lesson 12: bytes per GPU, a layer sharded by hand, a wrapping, ignored settings, a sharded model."""
+"""Exercises 1 to 4 of lesson 12: bytes per GPU, a layer sharded by hand, a wrapping, ignored settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from course_utils.lessons.lesson_12 import exercises_shard  # noqa: F401 - registers 12.5
 from course_utils.lessons.lesson_12.task import plugin_of
-from course_utils.parallel import reference
 from course_utils.teach.exercise import Wrong, ask, exercise
 
 CLOSE = 1e-6
@@ -194,8 +193,8 @@ def _largest(case: tuple[int, ...], peak: Callable) -> int:
     "settings that arrive",
     hints=(
         "Feed task.plugin_of with the colleague's dict: which of the four wishes are in what comes back?",
-        "Section 7's table names the right keys for three of them; sections 6 and 7 show the key for the layer class. "
-        "For the checkpoints look into section 6's YAML.",
+        "Section 7's table names the right keys for two of them. The keys of section 6's YAML, less their fsdp_, are "
+        "those for wrapping and checkpoints.",
     ),
     kind="debug",
 )
@@ -219,14 +218,14 @@ def check_settings(answer: Any) -> None:
         ),
         (resolved.get("cpu_offload") is True, "offloading", "Nothing is offloaded: the prefix fsdp_ hides the key."),
         (
+            resolved.get("auto_wrap_policy") == "TRANSFORMER_BASED_WRAP",
+            "wrapping by layer class",
+            "The wrapping policy that resolves does not look at the layer class; which one wraps by layer class?",
+        ),
+        (
             resolved.get("transformer_cls_names_to_wrap") == "Qwen3DecoderLayer",
             "one unit per Qwen3DecoderLayer",
             "No layer class arrives: compare the key's name with the one in the YAML, less its fsdp_.",
-        ),
-        (
-            resolved.get("auto_wrap_policy") == "TRANSFORMER_BASED_WRAP",
-            "wrapping by layer class",
-            "Another wrapping policy resolves, which does not look at the layer class.",
         ),
         (
             resolved.get("state_dict_type") == "SHARDED_STATE_DICT",
@@ -237,82 +236,3 @@ def check_settings(answer: Any) -> None:
     for holds, expected, hint in wishes:
         if not holds:
             raise Wrong(given=given, expected=expected, got=got, hint=hint)
-
-
-@contextmanager
-def pretended_ranks(count: int) -> Iterator[None]:
-    """This process is rank 1 of ``count`` inside the block; the others are pretended and exchange nothing.
-
-    Raises:
-        RuntimeError: this process belongs to a process group already.
-    """
-    import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    if dist.is_initialized():
-        raise RuntimeError("this process is in a process group already; restart the kernel")
-    dist.init_process_group("fake", rank=1, world_size=count, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@exercise(
-    "12.5",
-    "a model ready to be trained in shards",
-    hints=(
-        "Section 4 has all the pieces: which modules, in which order, with which two options? Section 7: what must "
-        "come last?",
-        "Collect the options once: a policy with two types, and a bool for resharding, which is the opposite of keep. "
-        "Use them for each layer, then for the model; then make the optimizer.",
-    ),
-)
-def check_shard_for_training(answer: Callable) -> None:
-    """``answer(model, lr, keep)`` returns ``(model, optimizer)``."""
-    for layers, lr, keep in ((2, 1e-3, False), (3, 5e-4, True), (1, 2e-3, False)):
-        given = f"a decoder of {layers} layers, lr={lr}, keep={keep}, as rank 1 of 4"
-        model = reference.new_model(num_hidden_layers=layers)
-        with pretended_ranks(4):
-            got = ask(answer, model, lr, keep, given=given, expected="(model, optimizer)")
-            _check_sharded(got, layers, lr, keep, given)
-
-
-def _check_sharded(got: Any, layers: int, lr: float, keep: bool, given: str) -> None:
-    from torch.distributed.fsdp import FSDPModule
-
-    if not (isinstance(got, list | tuple) and len(got) == 2 and hasattr(got[1], "param_groups")):
-        hint = "Return two things: the sharded model and the optimizer."
-        raise Wrong(given=given, expected="(model, optimizer)", got=type(got).__name__, hint=hint)
-    model, optimizer = got
-
-    def wrong(expected: str, found: str, hint: str) -> Wrong:
-        return Wrong(given=given, expected=expected, got=found, hint=hint)
-
-    if not isinstance(model, FSDPModule):
-        whole = "The layers are sharded, but what is outside of them is whole on every rank: shard the model too."
-        any_layer = any(isinstance(module, FSDPModule) for module in getattr(model, "modules", list)())
-        hint = whole if any_layer else "Nothing is sharded: call fully_shard."
-        raise wrong("a sharded model", type(model).__name__, hint)
-    wrapped = [isinstance(layer, FSDPModule) for layer in model.model.layers]
-    if not all(wrapped):
-        hint = "The model is one unit, so all of it is gathered at once. Shard each layer before the model."
-        raise wrong(f"{layers} layers and the rest", f"{sum(wrapped)} of {layers} layers are units", hint)
-    own = set(model.parameters())
-    used = [p for group in optimizer.param_groups for p in group["params"]]
-    if set(used) != own:
-        hint = "The optimizer holds parameters that the model no longer uses. Make it after sharding."
-        raise wrong("an optimizer of the model's parameters", f"{len(own & set(used))} of {len(own)} are its own", hint)
-    groups = [layer._get_fsdp_state()._fsdp_param_group for layer in model.model.layers]
-    resharded = [group.post_forward_mesh_info is not None for group in groups]
-    if any(kept == keep for kept in resharded):
-        hint = "reshard_after_forward says whether to free; keep says the opposite. It must reach each layer."
-        raise wrong(f"reshard_after_forward={not keep}", f"layers reshard: {resharded}", hint)
-    policies = [group.mp_policy for group in (*groups, model._get_fsdp_state()._fsdp_param_group)]
-    types = {(policy.param_dtype, policy.reduce_dtype) for policy in policies}
-    if types != {(torch.bfloat16, torch.float32)}:
-        hint = "mp_policy is missing on a unit, or its types are others: compute in bfloat16, sum in float32."
-        raise wrong("bfloat16 and float32 in every unit", str(types), hint)
-    rates = {group["lr"] for group in optimizer.param_groups}
-    if rates != {lr} or not isinstance(optimizer, torch.optim.AdamW):
-        raise wrong(f"AdamW, lr={lr}", f"{type(optimizer).__name__}, lr={rates}", "Is it AdamW, with the rate given?")

@@ -44,7 +44,12 @@ def held_bytes(measured: Mapping[str, Mapping[str, int]], formula: Mapping[str, 
         axis.text(x + 0.2, place, f"{left[place]:.3g}", va="center", fontsize=11, fontweight="bold")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set(xlim=(0, 18.2), xlabel="bytes per parameter on one rank (line: formula)", title="Two ranks, fp32, AdamW")
+    axis.set(
+        xlim=(0, 18.2),
+        xticks=range(0, 17, 4),
+        xlabel="bytes per parameter on one rank (line: formula)",
+        title="Two ranks, fp32, AdamW",
+    )
     axis.legend(ncols=1, fontsize=10.5, loc="lower right")
     return figure
 
@@ -58,7 +63,8 @@ def gathered(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     alt = (
         "Gathered memory over one step in three panels. Per layer: a flat line, the part outside of the layers, with a "
         "tooth for each layer in the forward and again in the backward pass. Without resharding: stairs up in the "
-        "forward pass, stairs down in the backward pass. As one unit: everything from the first to the last operation."
+        "forward pass, stairs down in the backward pass. As one unit: everything until the one exchange of gradients "
+        "near the end of the backward pass."
     )
     figure, axes = new_figure(1, len(runs), height=3.0, alt=alt, sharey=True, squeeze=False)
     for axis, (name, run) in zip(axes.flat, runs.items(), strict=True):
@@ -102,5 +108,6 @@ def volumes(steps: Mapping[str, Mapping[str, Any]]) -> Figure:
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.set(xlim=(0, 4.3), xlabel="elements moved / parameters of the model", title="One step on two ranks")
+    axis.grid(axis="x", visible=False)
     axis.legend(fontsize=10.5, loc="center right")
     return figure

@@ -46,8 +46,8 @@ def solution_5(model, lr, keep):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    options = {"mp_policy": policy, "reshard_after_forward": not keep}
-    for layer in model.model.layers:
-        fully_shard(layer, **options)
-    fully_shard(model, **options)
+    layers = model.model.layers
+    for number, layer in enumerate(layers):
+        fully_shard(layer, mp_policy=policy, reshard_after_forward=number < len(layers) - keep)
+    fully_shard(model, mp_policy=policy)
     return model, torch.optim.AdamW(model.parameters(), lr=lr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,22 @@ def gathered_over_a_step(layers: int, **options: Any) -> dict[str, Any]:
     return {"forward": forward.seen, "backward": backward.seen, "whole": sum(4 * p.numel() for p in model.parameters())}
 
 
-def exchanged_in_a_step(kind: str, **options: Any) -> dict[str, Any]:
-    """On a rank: what the second step of the reference run exchanges; ``calls``, ``volume`` and ``parameters``."""
+def exchanged_in_a_step(kind: str, micro_batches: int = 1, **options: Any) -> dict[str, Any]:
+    """On a rank: what the second step of the reference run exchanges; ``calls``, ``volume`` and ``parameters``.
+
+    Args:
+        micro_batches: backward passes before the step, on equal shares of the rank's rows; under DDP only the last one
+            exchanges (``no_sync``).
+    """
     device = join()
     model, _, step, _ = set_up(kind, reference.new_model().to(device), **options)
     for batch in reference.global_batches(2):
         mine = my_rows(batch, device)
         with Exchanged() as exchanged:
-            reference.summed_loss(model, mine).backward()
+            for number in range(micro_batches):
+                waits = kind == "ddp" and number < micro_batches - 1
+                with model.no_sync() if waits else nullcontext():
+                    reference.summed_loss(model, reference.share(mine, number, micro_batches)).backward()
             step()
     calls = [call for call in exchanged.calls if call[0] != "broadcast"]  # DDP's buffers: a few numbers
     volume = sum((2 if name == "all-reduce" else 1) * elements for name, elements in calls)

@@ -84,6 +84,11 @@ def frozen_forgotten(link, model, targets):
         link.all_reduce(parameter.grad)
 
 
+def one_by_one(link, model, targets):
+    total = link.all_reduce(torch.tensor(float(targets))).item()
+    mean_of_means(link, model, targets, factor=targets, divide=total)
+
+
 def only_rank_0(link, model, targets):
     if link.rank == 0:
         link.all_reduce(torch.zeros(1))
@@ -91,6 +96,10 @@ def only_rank_0(link, model, targets):
 
 def permutation(count, *seeds):
     return torch.randperm(count, generator=torch.Generator().manual_seed(sum(seeds))).tolist()
+
+
+def with_the_class(count, rank, size, seed, epoch):
+    return list(torch.utils.data.DistributedSampler(range(count), size, rank))
 
 
 def filled(order, rank, size):
@@ -207,6 +216,7 @@ WRONG = {
         (by_ranks, "Divided by the ranks"),
         (unchanged, "as they were"),
         (frozen_forgotten, "raised an exception"),
+        (one_by_one, "in too many messages"),
         (only_rank_0, "Ranks waited for one another"),
     ],
     "11.3": [
@@ -231,6 +241,7 @@ WRONG = {
         ),
         (lambda count, rank, size, seed, epoch: filled(list(range(count)), rank, size), "Nothing is shuffled"),
         (lambda count, rank, size, seed, epoch: "rows", "whole numbers"),
+        (with_the_class, "the class you are to write"),
     ],
     "11.5": [
         (as_given, "set_epoch, forgotten"),

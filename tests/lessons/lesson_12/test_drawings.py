@@ -3,7 +3,7 @@
 import pytest
 
 from course_utils.lessons.lesson_12 import figures, task
-from course_utils.lessons.lesson_12.exercises import pretended_ranks
+from course_utils.lessons.lesson_12.exercises_shard import pretended_ranks
 
 
 def test_every_figure_has_its_words():

@@ -61,25 +61,32 @@ def states_forgotten(*case):
     return fits(case, lambda k, n, layer, outside, gpus: 4 * outside + 4 * min(2, n // k) * k * layer)
 
 
-def options(keep):
+def policy():
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    return {"mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32), "reshard_after_forward": not keep}
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+
+
+def sharded(model, lr, reshards, mp_policy=None, root=True):
+    """Layer ``i`` reshards if ``reshards(i)``; the root is sharded as well if ``root``."""
+    from torch.distributed.fsdp import fully_shard
+
+    for number, layer in enumerate(model.model.layers):
+        fully_shard(layer, mp_policy=mp_policy or policy(), reshard_after_forward=reshards(number))
+    if root:
+        fully_shard(model, mp_policy=mp_policy or policy())
+    return model, torch.optim.AdamW(model.parameters(), lr=lr)
 
 
 def one_unit(model, lr, keep):
     from torch.distributed.fsdp import fully_shard
 
-    fully_shard(model, **options(keep))
+    fully_shard(model, mp_policy=policy())
     return model, torch.optim.AdamW(model.parameters(), lr=lr)
 
 
 def layers_only(model, lr, keep):
-    from torch.distributed.fsdp import fully_shard
-
-    for layer in model.model.layers:
-        fully_shard(layer, **options(keep))
-    return model, torch.optim.AdamW(model.parameters(), lr=lr)
+    return sharded(model, lr, lambda i: i < len(model.model.layers) - keep, root=False)
 
 
 def optimizer_first(model, lr, keep):
@@ -88,16 +95,26 @@ def optimizer_first(model, lr, keep):
 
 
 def keeps_the_wrong_way(model, lr, keep):
-    return solutions.solution_5(model, lr, not keep)
+    return sharded(model, lr, lambda i: i >= len(model.model.layers) - keep)
+
+
+def keeps_the_first(model, lr, keep):
+    return sharded(model, lr, lambda i: i >= keep)
+
+
+def keeps_none(model, lr, keep):
+    return sharded(model, lr, lambda i: True)
+
+
+def minus_zero(model, lr, keep):
+    kept = range(len(model.model.layers))[-keep:]
+    return sharded(model, lr, lambda i: i not in kept)
 
 
 def no_policy(model, lr, keep):
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    for layer in model.model.layers:
-        fully_shard(layer, reshard_after_forward=not keep)
-    fully_shard(model)
-    return model, torch.optim.AdamW(model.parameters(), lr=lr)
+    return sharded(model, lr, lambda i: i < len(model.model.layers) - keep, MixedPrecisionPolicy())
 
 
 def other_optimizer(model, lr, keep):
@@ -157,14 +174,19 @@ WRONG = {
             "No layer class",
         ),
         (other(state_dict_type=None, checkpoint_type="SHARDED_STATE_DICT"), "called otherwise"),
-        (other(auto_wrap_policy="SIZE_BASED_WRAP"), "No layer class"),
+        (other(auto_wrap_policy="SIZE_BASED_WRAP"), "by layer class"),
+        (other(auto_wrap_policy="NO_WRAP"), "by layer class"),
+        (other(auto_wrap_policy=None, fsdp_auto_wrap="NO_WRAP", transformer_layer_cls_to_wrap=None), "No layer class"),
         (["version"], "a dict"),
     ],
     "12.5": [
         (one_unit, "gathered at once"),
         (layers_only, "shard the model too"),
         (optimizer_first, "Make it after sharding"),
-        (keeps_the_wrong_way, "the opposite"),
+        (keeps_the_wrong_way, "whether to keep"),
+        (keeps_the_first, "the first layers"),
+        (keeps_none, "Every layer is freed"),
+        (minus_zero, "the whole list"),
         (no_policy, "mp_policy is missing"),
         (other_optimizer, "Is it AdamW"),
         (model_only, "Return two things"),
