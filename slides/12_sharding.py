@@ -36,7 +36,7 @@ held = {name: ranks(train_sharded, kind=kind, **run)[0]["held"] for name, kind i
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Lesson 11 put the whole model on every GPU. What does not fit on one does not fit on a thousand. Today we divide what
-# training keeps. About 75 minutes with the exercises.
+# training keeps. About 80 minutes with the exercises.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 16 bytes per parameter, on every rank

@@ -276,12 +276,11 @@ naive = ranks(train_by_hand, in_buckets=False, **run, save_to=saved)
 apart = max(abs(a - b) for a, b in zip(one["losses"], naive[0]["losses"], strict=True))
 teach.claim("by hand equals one process within 1e-4", apart < 1e-4)
 tensors = len(list(reference.new_model().parameters()))
-a_step = naive[0]["messages"] / max_steps
-print(f"all-reduces of gradients a step: {a_step:g}")
-teach.claim(f"one for each of {tensors} parameter tensors", a_step == tensors)
+one_each = naive[0]["messages"] == tensors * max_steps
+teach.claim(f"a step has {tensors} all-reduces, one per parameter tensor", one_each)
 
 # %% [markdown]
-# The loop makes two more a step, for the targets and the loss.
+# Two more sum the targets and the loss.
 #
 # ### Exercise 11.2 · write
 #

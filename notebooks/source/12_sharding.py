@@ -116,8 +116,8 @@ teach.claim("measured = formula within 0.1%", off < 0.001)
 #
 # ### Deeper: the planner's sum
 #
-# Lesson 15's **planner** computes such sums for any model from a `Spec`, a description of the run. On this one it agrees
-# with what was measured:
+# Lesson 15's **planner** computes such sums for any model from a `Spec`, a description of the run. On this one it
+# agrees with what was measured:
 
 # %%
 from course_utils.launch.planner import memory
@@ -171,7 +171,8 @@ teach.show_source(zero.Unit)
 #
 # ### Stage 1: a slice of the optimizer
 #
-# AdamW treats every number for itself, so it can work on any slice. Each rank's optimizer has its own slice only. A step is then: reduce-scatter the gradients, update the slice, all-gather the parameters.
+# AdamW treats every number for itself, so it can work on any slice. Each rank's optimizer has its own slice only. A
+# step is then: reduce-scatter the gradients, update the slice, all-gather the parameters.
 
 # %%
 teach.show_source(zero.Zero1)
@@ -425,8 +426,8 @@ teach.claim("bfloat16 halves what is gathered", half == 0.5)
 kept = used["bfloat16"]["shard"], used["bfloat16"]["gradient"]
 teach.claim("shards and gradients stay float32", kept == ("float32", "float32"))
 has_gpus = torch.cuda.is_available()  # without them every shard lies on the CPU
-on_cpu = used["offload"]["shard on"] == "cpu"
-teach.claim("offloaded shards lie on the CPU", on_cpu, when=has_gpus)
+offloaded = used["offload"]["shard on"] == "cpu"
+teach.claim("offloaded shards lie on the CPU", offloaded, when=has_gpus)
 
 # %% [markdown]
 # ## 5 · Saving: shards or everything

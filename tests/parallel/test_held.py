@@ -61,6 +61,12 @@ def test_two_numbers_per_parameter(kind, options, volume, calls, ranks):
         assert rank["volume"] == volume * rank["parameters"] and {name for name, _ in rank["calls"]} == calls
 
 
+@pytest.mark.parametrize(("kind", "volume"), [("ddp", 2), ("zero1", 2), ("zero2", 3)])
+def test_two_micro_batches(kind, volume, ranks):
+    for rank in ranks(task.exchanged_in_a_step, kind=kind, micro_batches=2):
+        assert rank["volume"] == volume * rank["parameters"]
+
+
 def test_stage_3_gathers_twice_what_is_in_the_layers(ranks):
     volumes = [ranks(task.exchanged_in_a_step, kind=kind)[0] for kind in ("zero3", "fully_shard", "fsdp1")]
     outer = 512 * 64 + 64

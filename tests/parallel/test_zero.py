@@ -32,11 +32,31 @@ def test_every_way_ends_like_one_process_and_holds_what_the_formula_says(kind, r
     expected = held.expected(PARAMETERS, 2, DIVIDED.get(kind, "fsdp"))
     for rank in ranks(train_sharded, kind=kind, steps=4):
         assert rank["from_alone"] < 1e-5 and rank["losses_from_alone"] < 1e-5
+        assert rank["gradient_from_alone"] < 1e-5
         assert (rank["world_size"], rank["backend"], rank["wrapper"]) == (2, "gloo", WRAPPERS[kind])
         assert rank["distributed_type"] == ("FSDP" if kind in ("fsdp2", "fsdp2_trainer") else None)
         assert rank["held"] == expected
         if "FSDPQwen3" in rank["wrapper"]:
             assert rank["shards"]["model.layers.0.mlp.down_proj.weight"] == [32, 160]
+
+
+def not_scaled(kind):
+    """A planted bug: the average of the ranks' gradients in place of their sum."""
+    from course_utils.parallel import fsdp_runs
+
+    right = fsdp_runs.reference.summed_loss
+    fsdp_runs.reference.summed_loss = lambda model, batch: right(model, batch) / 2
+    try:
+        return train_sharded(kind, steps=2)
+    finally:
+        fsdp_runs.reference.summed_loss = right
+
+
+def test_a_lost_factor_is_seen_in_the_gradients_length_and_hardly_in_the_weights(ranks):
+    unspoilt = ranks(train_sharded, kind="fully_shard", steps=2)  # the reference is kept from here
+    found = ranks(not_scaled, kind="fully_shard")[0]
+    assert unspoilt[0]["gradient_from_alone"] < 1e-5
+    assert abs(found["gradient_from_alone"] - 0.5) < 1e-3 and found["from_alone"] < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "fsdp2_trainer"])
