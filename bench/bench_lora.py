@@ -12,6 +12,7 @@ from pathlib import Path
 import record
 import torch
 
+from course_utils.data import load_instructions
 from course_utils.data.instructions import Template
 from course_utils.lessons.lesson_10 import task
 from course_utils.models.chat_tokenizer import load_chat_tokenizer
@@ -30,7 +31,8 @@ def main() -> None:
     options = parser.parse_args()
     quieten()
     torch.set_num_threads(1)
-    tokenizer, base, rows, template = load_chat_tokenizer(), load_base_lm(), task.load_rows(), Template()
+    tokenizer, base, template = load_chat_tokenizer(), load_base_lm(), Template()
+    rows = task.take_rows(load_instructions())
     examples = task.encode_rows(tokenizer, template, rows["train"])
 
     def run(rank: int | None, rate: float, seed: int) -> float:

@@ -24,6 +24,7 @@ import torch
 
 import course_utils
 from course_utils import teach
+from course_utils.data import load_instructions
 from course_utils.data.instructions import Template, encode, encode_chat
 from course_utils.lessons.lesson_10 import figures, task
 from course_utils.models.chat_tokenizer import load_chat_tokenizer
@@ -32,7 +33,8 @@ from course_utils.training.base_lm import TOPICS, load_base_lm
 
 teach.start(source=source, max_steps=max_steps, seed=seed)
 torch.set_num_threads(1)
-tokenizer, base, rows = load_chat_tokenizer(source), load_base_lm(source), task.load_rows(source)
+tokenizer, base = load_chat_tokenizer(source), load_base_lm(source)
+rows = task.take_rows(load_instructions(source), source)
 template = Template()
 topic_template = Template("{input}\n\nTopic:", " {output}")
 validation = rows["validation"]

@@ -90,7 +90,23 @@ def write_real_text(root: Path) -> None:
     pairs = load_instructions("local")["train"].select(range(3000))
     names = {"instruction": "instruction", "input": "context", "output": "response"}
     _write_dolly(root, [{names[name]: pair[name] for name in names} | {"category": "open_qa"} for pair in pairs])
-    write_models(root, load_tokenizer("local"), hidden=32)
+    write_models(root, load_tokenizer("local"), hidden=32, causal_tokenizer=_like_qwen())
+
+
+def _like_qwen():
+    """A byte-level tokenizer with what Qwen3's has and has not: an end of turn, no begin token, no {% generation %}."""
+    from tokenizers import processors
+
+    from course_utils.models.chat_tokenizer import load_chat_tokenizer
+
+    tokenizer = load_chat_tokenizer("local")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.bos_token = None
+    template = tokenizer.chat_template.replace("{{- bos_token }}", "")
+    for mark in ("{%- generation %}", "{%- endgeneration %}"):
+        template = template.replace(mark, "")
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def _card(config: str, folder: str) -> str:
@@ -103,14 +119,15 @@ def _card(config: str, folder: str) -> str:
     return f"---\n{head}---\n# Sentences written for this test\n"
 
 
-def write_models(root: Path, tokenizer=None, hidden: int = 16) -> None:
+def write_models(root: Path, tokenizer=None, hidden: int = 16, causal_tokenizer=None) -> None:
     """``root/models``: DistilBERT with its masked-LM head (float32), Qwen3 (bfloat16): random weights, a tokenizer."""
     import torch
     import transformers as tf
 
     torch.manual_seed(0)
     tokenizer = tokenizer or _tokenizer()
-    size = len(tokenizer)
+    causal_tokenizer = causal_tokenizer or tokenizer
+    size = max(len(tokenizer), len(causal_tokenizer))  # as in life: Qwen3's vocabulary is the larger one
     bert = tf.DistilBertConfig(
         vocab_size=size, dim=hidden, hidden_dim=2 * hidden, n_layers=1, n_heads=2, max_position_embeddings=512
     )
@@ -129,7 +146,7 @@ def write_models(root: Path, tokenizer=None, hidden: int = 16) -> None:
     }
     for name, model in models.items():
         model.save_pretrained(root / "models" / name)
-        tokenizer.save_pretrained(root / "models" / name)
+        (causal_tokenizer if "Qwen" in name else tokenizer).save_pretrained(root / "models" / name)
 
 
 def _tokenizer():

@@ -41,7 +41,7 @@ def _alone_gradient(seed: int, source: str) -> float:
 def gradient_length(model: nn.Module, optimizer: Any) -> float:
     """Length of the gradient of all ranks, read from AdamW's first moment after its first step (every rank calls it).
 
-    AdamW's steps hardly depend on the gradient's length, so weights that agree do not show that the lengths do.
+    AdamW's steps hardly depend on the gradient's length, so a lost factor hardly shows in the weights.
     """
     while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
         optimizer = optimizer.optimizer

@@ -61,16 +61,17 @@ print(f"{sum(p.numel() for p in base.parameters()):,} parameters")
 print(tokenizer.tokenize("Which library?"))
 
 # %% [markdown]
-# The task: *Which library documents this?* The answer is one of ten names. `load_rows` gives 3,000 training rows that
-# the base has not seen, and 300 rows each for validation and test.
+# The task: *Which library documents this?* The answer is one of ten names. Of `load_instructions`, `take_rows` gives
+# 3,000 training rows that the base has not seen, and 300 rows each for validation and test.
 
 # %%
+from course_utils.data import load_instructions
 from course_utils.data.instructions import Template
 from course_utils.lessons.lesson_10 import figures, task
 
 # the ten: accelerate, datasets, matplotlib, numpy, pandas, scipy, sklearn, sympy, torch
 # and transformers
-rows = task.load_rows(source)
+rows = task.take_rows(load_instructions(source), source)
 template = Template("{instruction}\n\n{input}\n\nAnswer:", " {output}")
 topic_template = Template("{input}\n\nTopic:", " {output}")
 example = {
@@ -653,7 +654,9 @@ teach.check("10.5", repaired)
 #
 # `SFTTrainer` (supervised fine-tuning) takes rows with `prompt` and `completion`, tokenises, masks and trains. Some of
 # its defaults differ from the Trainer's, among others: bf16 and activation checkpointing are on. `trl_trainer` switches
-# these two off (`PLAIN`), keeps the order of the rows and a constant rate, so that losses can be compared.
+# these two off (`PLAIN`), keeps the order of the rows and a constant rate, so that losses can be compared. TRL's
+# trainers also tell the hub that they were started, with what versions and on what hardware, but nothing of your data;
+# `HF_HUB_DISABLE_TELEMETRY=1` in the environment turns that off, and so do our helpers.
 
 # %%
 pairs = [template.render(row) for row in rows["train"].select(range(128))]
@@ -802,8 +805,8 @@ for name, (model, form) in stages.items():
     print(f"exact match, {name}: {names_right[name]:.2f}")
 more = short_after > short_before + 0.5
 teach.claim("DPO: > 50 points more short answers", more, when=full)
-lost = names_right["before"] - names_right["after DPO"]
-teach.claim("and > 15 points fewer right names than before", lost > 0.15, when=full)
+fewer = names_right["before"] - names_right["after DPO"]
+teach.claim("and > 15 points fewer right names than before", fewer > 0.15, when=full)
 
 # %%
 with torch.no_grad():
@@ -841,12 +844,14 @@ advantages = group_advantages(seen["rewards"], group_size=8)
 gap = (advantages - seen["advantages"]).abs().max().item()
 now, rest = seen["log_probs"], (seen["mask"], seen["shuffled"])
 losses = [grpo_loss(now, before, *rest).item() for before in (now, seen["old"])]
-apart = [abs(a - b) for a, b in zip(losses, (seen["loss"], seen["old_loss"]), strict=True)]
-clipped = ((now - seen["old"]).exp() - 1).abs()[seen["mask"].bool()].gt(0.2).float().mean()
+trl = [seen["loss"], seen["old_loss"]]
+apart = [abs(a - b) for a, b in zip(losses, trl, strict=True)]
+ratio = (now - seen["old"]).exp()[seen["mask"].bool()]
+clipped = (ratio - 1).abs().gt(0.2).float().mean()
 spread = seen["rewards"].view(-1, 8).std(1)
 print(f"groups whose rewards differ: {int((spread > 0).sum())} of {len(asked)}")
-print(f"loss at ratio 1: by hand {losses[0]:.3f}, TRL {seen['loss']:.3f}")
-print(f"{clipped:.0%} outside 0.8 to 1.2: {losses[1]:.3f}, TRL {seen['old_loss']:.3f}")
+print(f"loss at ratio 1: by hand {losses[0]:.3f}, TRL {trl[0]:.3f}")
+print(f"{clipped:.0%} outside 0.8 to 1.2: {losses[1]:.3f}, TRL {trl[1]:.3f}")
 teach.claim("advantages = TRL's within 1e-5", gap < 1e-5)
 teach.claim("both losses = TRL's within 1e-4", max(apart) < 1e-4)
 

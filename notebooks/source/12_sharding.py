@@ -231,8 +231,8 @@ teach.claim("every run had two ranks that met", sizes == {2})
 # where a gradient is nearly zero AdamW's ratio enlarges it. The bound on the weights is a tenth of one step at the
 # learning rate of 1e-3.
 #
-# Why the gradients' lengths? AdamW divides by their size, so weights that agree do not show that gradients were added
-# up and not averaged. Clipping and SGD would notice.
+# Why the gradients' lengths? AdamW divides by their size, so a lost factor (a mean in place of a sum) hardly moves the
+# weights. SGD and clipping would notice.
 #
 # ### Exercise 12.2 · write
 #
@@ -775,7 +775,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 def train_adapter(steps, seed, source, folder):
     device = join()
     settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    model = get_peft_model(reference.new_model(seed).to(device), settings)
+    with task.quietly():  # PEFT uses a name that transformers has renamed
+        model = get_peft_model(reference.new_model(seed).to(device), settings)
     for layer in model.model.model.layers:
         fully_shard(layer)
     fully_shard(model)
@@ -899,7 +900,7 @@ def on_a_mesh(names, seed):
     parts, part = 4, torch.distributed.get_rank()  # the batch's rows: a quarter each
     model, alone = (reference.new_model(seed).to(device) for _ in range(2))
     if "tp" in names:
-        parts, part = 2, mesh.get_local_rank("dp")  # the ranks of one tp row share theirs
+        parts, part = 2, mesh.get_local_rank("dp")  # both tp ranks get the same rows
         plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel()}
         plan["down_proj"] = RowwiseParallel()
         for layer in model.model.layers:

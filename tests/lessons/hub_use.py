@@ -23,6 +23,7 @@ FETCHES = {
     "load_classifier": HUB_NAMES["encoder"],
     "load_masked_lm": HUB_NAMES["encoder"],
     "load_causal_lm": HUB_NAMES["causal_lm"],
+    "load_chat_tokenizer": HUB_NAMES["causal_lm"],
 }
 LOCAL = {"load_digit_scenes", "load_point_clouds"}  # have no ``source``
 

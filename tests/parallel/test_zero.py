@@ -56,7 +56,7 @@ def test_a_lost_factor_is_seen_in_the_gradients_length_and_hardly_in_the_weights
     unspoilt = ranks(train_sharded, kind="fully_shard", steps=2)  # the reference is kept from here
     found = ranks(not_scaled, kind="fully_shard")[0]
     assert unspoilt[0]["gradient_from_alone"] < 1e-5
-    assert abs(found["gradient_from_alone"] - 0.5) < 1e-3 and found["from_alone"] < 1e-4
+    assert abs(found["gradient_from_alone"] - 0.5) < 1e-3 and found["from_alone"] < 5e-4  # half a step
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "fsdp2_trainer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,11 @@ def before_after(found: Mapping[str, Mapping[str, float]], majority: float) -> F
     from course_utils.teach.charts import grouped_bars
     from course_utils.teach.figure import describe
 
-    figure = grouped_bars({k: dict(v) for k, v in found.items()}, "share of the validation rows")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # where nothing is right all bars are 0, and so is the axis
+        figure = grouped_bars({k: dict(v) for k, v in found.items()}, "share of the validation rows")
     axis = figure.axes[0]
+    axis.set_ylim(0, 1.25 * max(majority, *(max(row.values()) for row in found.values())))
     line = {"color": COLORS["black"], "linestyle": "--", "linewidth": 1.2, "zorder": 0}
     axis.axhline(majority, label="most frequent library", **line)
     axis.legend(loc="upper left", ncols=3)

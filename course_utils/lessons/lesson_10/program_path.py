@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from course_utils.data.instructions import pad_left
+from course_utils.models.peft_names import new_name
 
 
 def run_path(base: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def run_path(base: Any, tokenizer: Any, steps: int) -> dict[str, Any]:
     hidden = ["--report_to=none", "--disable_tqdm=true", "--save_strategy=no"]
     answer = [f"--model={folder}/base", f"--adapter={folder}/run", f"--file={files['test']}"]
     answer += [f"--out={folder}/answers.jsonl", "--max_new_tokens=4", "--batch_size=100"]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), new_name():
         warnings.simplefilter("ignore")
         finetune.main(train + hidden)
         scores = generate.main(answer)
@@ -74,7 +75,7 @@ def _merge_report(base: Any, tokenizer: Any, folder: Path, prompts: list[str]) -
     from course_utils.recipes import generate
 
     batch = pad_left([tokenizer(prompt)["input_ids"] for prompt in prompts], tokenizer.pad_token_id)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), new_name():
         warnings.simplefilter("ignore")
         merged = generate.load(f"{folder}/base", f"{folder}/run")[0].eval()
         adapted = PeftModel.from_pretrained(copy.deepcopy(base), folder / "run").eval()

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from course_utils.data import load_instructions
 from course_utils.data.batches import IGNORED, ShuffledBatches
 from course_utils.data.instructions import InstructionCollator, Template, encode, pad_left
 from course_utils.training.base_lm import BASE_ROWS
@@ -22,10 +21,8 @@ from course_utils.training.preference import dpo_loss, sequence_log_probs
 MAX_LENGTH = 112  # tokens; a few rows are longer and lose the middle of their prompt
 
 
-def load_rows(source: str = "local", held_out: int = 300) -> dict[str, Any]:
-    """Training rows that the base has not met, and ``held_out`` of validation and test; columns as "
-    "load_instructions."""
-    splits = load_instructions(source)
+def take_rows(splits: Any, source: str = "local", held_out: int = 300) -> dict[str, Any]:
+    """Of ``load_instructions``: training rows that the base has not met, and ``held_out`` of validation and test."""
     first = BASE_ROWS if source == "local" else 0
     last = min(first + 3_000, len(splits["train"]))
     rows = {name: splits[name].select(range(min(held_out, len(splits[name])))) for name in ("validation", "test")}

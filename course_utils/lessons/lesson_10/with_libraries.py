@@ -13,19 +13,23 @@ from torch import Tensor
 
 from course_utils.data.instructions import InstructionCollator
 from course_utils.lessons.lesson_10.task import fresh
+from course_utils.models.peft_names import new_name
 from course_utils.training.lora import ALL_LINEAR, add_lora, lora_layers, peft_weights
 
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "use_cpu": True}
-# TRL switches both on by default, where the Trainer has them off.
-PLAIN = {"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+# TRL switches the first two on by default, where the Trainer has them off.
+PLAIN = {"bf16": False, "activation_checkpointing": False, "dataloader_pin_memory": False}
 
 
 def quietly(function: Callable) -> Callable:
-    """Without TRL's warnings about names that transformers has renamed since."""
+    """Without the libraries' warnings, with ``new_name``, and without TRL's message to the hub: the course is offline."""
 
     @functools.wraps(function)
     def quiet(*args: Any, **kwargs: Any) -> Any:
-        with warnings.catch_warnings():
+        from huggingface_hub import constants
+
+        constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable of this name is read once, at import
+        with warnings.catch_warnings(), new_name():
             warnings.simplefilter("ignore")
             return function(*args, **kwargs)
 

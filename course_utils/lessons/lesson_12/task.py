@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from course_utils.models.peft_names import new_name
 from course_utils.parallel import reference
 from course_utils.parallel.held import Exchanged, gathered_bytes
 from course_utils.parallel.sharded import join, my_rows, set_up
@@ -127,8 +128,7 @@ def loss_per_token(model: nn.Module, sentences: Sequence[str], source: str) -> l
 
 @contextmanager
 def quietly():
-    """Without two warnings: DCP's that there are no other ranks, and one of a name that peft still uses."""
-    with warnings.catch_warnings():
+    """Without two warnings: DCP's that there are no other ranks, and one of a name that PEFT still uses."""
+    with warnings.catch_warnings(), new_name():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
         yield

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from course_utils.models.peft_names import new_name
 from course_utils.parallel.convert.check import ConversionError, Layout, Stored, check_fit, unwrapped
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Adapter:
                 self.adapter[ROOT + name] = key
         if len(called) > 1:
             raise ConversionError(f"{place} holds adapters {', '.join(sorted(called))}; allowed: one")
-        with torch.device("meta"):
+        with torch.device("meta"), new_name():
             wanted = get_peft_model_state_dict(get_peft_model(model, config))
         shapes = {name: value.shape for name, value in wanted.items()}
         check_fit(
