@@ -22,7 +22,7 @@ PLAIN = {"bf16": False, "activation_checkpointing": False, "dataloader_pin_memor
 
 
 def quietly(function: Callable) -> Callable:
-    """Without the libraries' warnings, with ``new_name``, and without TRL's message to the hub: the course is offline."""
+    """Without warnings of the libraries, with ``new_name``, and without TRL's message to the hub."""
 
     @functools.wraps(function)
     def quiet(*args: Any, **kwargs: Any) -> Any:
