@@ -812,8 +812,7 @@ processor = LlavaProcessor(
 picture = Image.fromarray((255 * test.images[0, 0].numpy()).round().astype(np.uint8))
 text = f"<image> {test.questions[0]}"
 made = processor(images=[picture], text=[text], return_tensors="pt")
-for name, value in made.items():
-    print(f"{name:14} {tuple(value.shape)}")
+print(*(tuple(value.shape) for value in made.values()))
 print("image tokens:", int((made["input_ids"] == image_id).sum()))
 collated = VqaCollator(tokenizer)([test[0]])
 off = (made["pixel_values"] - collated["pixel_values"]).abs().max().item()

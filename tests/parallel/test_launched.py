@@ -92,7 +92,10 @@ def test_a_hanging_rank_is_shown_with_its_stack(program, tmp_path):
 
 def test_an_interrupt_leaves_no_orphan(program, tmp_path):
     file = program("subprocess.Popen(['sleep', '300'], start_new_session=True)\nprint('ready')\ntime.sleep(300)\n")
-    code = f"from course_utils.parallel import run_launched\nrun_launched({str(file)!r}, folder='run', on_cpu=True)"
+    code = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
+        f"from course_utils.parallel import run_launched\nrun_launched({str(file)!r}, folder='run', on_cpu=True)"
+    )
     command = [sys.executable, "-uc", code]
     caller = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     waiting = {"[rank 0] ready\n", "[rank 1] ready\n"}
@@ -110,8 +113,14 @@ def test_an_interrupt_leaves_no_orphan(program, tmp_path):
     assert left(tmp_path / "run") == []
 
 
-def test_a_report_counts_when_the_rank_aborts_after_its_work(program):
-    assert run_launched(program("report(rank)\nos.abort()\n"), **QUICK) == [0, 1]
+def test_a_report_counts_when_the_rank_aborts_after_its_work(program, tmp_path):
+    body = (
+        "report(rank)\n"
+        f"while len(list(__import__('pathlib').Path({str(tmp_path / 'run')!r}).glob('rank-*.json'))) < 2:\n"
+        "    time.sleep(0.05)  # until all work is done: the launcher ends the others when one rank aborts\n"
+        "os.abort()\n"
+    )
+    assert run_launched(program(body), folder=tmp_path / "run", **QUICK) == [0, 1]
 
 
 def test_a_restarted_rank_counts(program, tmp_path):
