@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,9 +176,16 @@ class Run:
                 if self.read(rank, "failed") or self.read(rank, "done") or self.read(rank, "began") != began:
                     return self.first_failure()  # it ended, or was started again, between the two looks
                 since = self.vanished.setdefault((rank, began["pid"]), time.time())
+                since = 0.0 if began["pid"] in self.blamed() else since
                 why = "it ended without an exception: killed from outside, out of memory, or a crash in C++"
                 failures.append((since, rank, f"{why}; its last lines:\n{self.last_lines(rank)}"))
         return min(failures)[1:] if failures else None
+
+    def blamed(self) -> set[int]:
+        """The processes that torchrun saw fail: it ends the others at once, so both may be gone at our next look."""
+        log = self.folder / "launcher.log"
+        said = log.read_text(errors="replace") if log.exists() else ""
+        return {int(pid) for pid in re.findall(r"failed \(exitcode: -?\d+\) local_rank: \d+ \(pid: (\d+)\)", said)}
 
     def last_lines(self, rank: int) -> str:
         return last_lines(self.folder / f"rank-{rank}.log", 25)

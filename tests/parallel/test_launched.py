@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from course_utils.parallel import RanksFailed, run_launched
+from course_utils.parallel import RanksFailed, launched, run_launched
 from course_utils.parallel.launched import LAUNCHERS
 from course_utils.parallel.launched_rank import FOLDER
 
@@ -74,7 +74,9 @@ def test_the_rank_that_failed_first_is_named_with_its_traceback(program, tmp_pat
     assert left(tmp_path / "run") == []
 
 
-def test_a_killed_rank_is_named(program, tmp_path):
+@pytest.mark.parametrize("every", (launched.EVERY, 5))  # 5: both ranks are gone at the second look
+def test_a_killed_rank_is_named(program, tmp_path, monkeypatch, every):
+    monkeypatch.setattr(launched, "EVERY", every)
     file = program("print('still here')\ntime.sleep(1)\nif rank: os.kill(os.getpid(), 9)\ntime.sleep(300)\n")
     with pytest.raises(RanksFailed, match=r"rank 1 of 2 failed first:\nit ended without an exception(.|\n)*still here"):
         run_launched(file, folder=tmp_path / "run", **QUICK)
