@@ -68,8 +68,8 @@ teach.show(figures.ladder(report))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # From bench/bench_ladder.py, on the machine that the result file names: a CPU. Each rung keeps what stands above it.
-# Grey rungs gain nothing here and stay in the figure. Orange is TRL's SFTTrainer on the same data, model and batch,
-# with its own logging on. On another machine the order changes; the method does not.
+# Grey rungs gain nothing over the rung above and stay in the figure. Orange is TRL's SFTTrainer on the same data, model
+# and batch, with its own logging on. On another machine the order changes; the method does not.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One step, and where this lesson touches it
@@ -194,15 +194,16 @@ teach.show(figures.scaler(runs))
 # it doubles, until it overflows again. Equal to torch's in every factor and weight. Exercise 09.2 writes the step.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## Weights in bf16 stop learning
+# ## Weights in bf16 can stop learning
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 curves = {way: [experiments.small_steps(way, s)[0] for s in range(seed, seed + 3)] for way in experiments.WAYS}
 teach.show(figures.stall(curves))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# After 1 comes 1.0078: a smaller update rounds back, every time. No error, no nan. A master copy in fp32 takes the
-# updates, or stochastic rounding makes the mean right. Autocast over fp32 weights never has the problem.
+# After 1 comes 1.0078: an update below half the gap rounds back, every time. A layer made for it. No error, no nan. A
+# master copy in fp32 takes the updates, or stochastic rounding makes the mean right. Autocast over fp32 weights never
+# has the problem.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## torch.compile: once per shape, or once
@@ -235,7 +236,8 @@ teach.show(figures.memory(kept))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # What autograd keeps, counted by hooks; the black mark is computed from the model's sizes alone. Checkpointing keeps
-# each layer's input and runs the layer again: a third more operations in the layers. Then the logits are what is left.
+# each layer's input and runs the layer again: up to a third more operations in the layers. Then the logits are what is
+# left.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Never hold all logits
@@ -255,7 +257,7 @@ teach.show(figures.memory(kept))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The gradient is made in forward, while the chunk is there, so backward needs no logits. Liger's fused loss does it
-# on a GPU. With a vocabulary of 150,000 and 4,096 tokens, a row's logits are 2.4 GB in fp32.
+# on a GPU. With a vocabulary of 150,000 and 4,096 tokens, a row's logits are 2.5 GB in fp32.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Micro-batch against accumulation
@@ -270,10 +272,10 @@ teach.show(figures.trade(experiments.divisions(model, example, [1, 2, 4, 8, 16])
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## MFU: how far from the peak?
 #
-# $$\mathrm{MFU} = \frac{(6N + 12\,L\,H\,Q\,T) \cdot \text{tokens per second}}{\text{peak}}$$
+# $$\mathrm{MFU} = \frac{(6N + 12\,D\,A\,Q\,L/2) \cdot \text{tokens per second}}{\text{peak}}$$
 #
 # - N: weights of matrix products; the embedding's look-up is none
-# - T: half the row in a causal model
+# - D layers, A heads of width Q; of L tokens a causal model attends to half
 # - What checkpointing repeats does **not** count
 # - Peak: measured with a large matrix product
 

@@ -103,8 +103,10 @@ def queue(schedules: Mapping[str, Schedule]) -> Figure:
             for number, (start, end) in enumerate(spans):
                 axis.barh(-row, end - start, left=start, height=0.62, color=COLORS[color], ec="white", alpha=0.85)
                 axis.text((start + end) / 2, -row, str(number + 1), ha="center", va="center", fontsize=9, color="white")
-        axis.axvline(one.host[-1][1], color=COLORS["red"], linestyle="--", linewidth=1.6)
+        reads = len(one.host) > 1 and one.host[1][0] == one.device[0][1]  # the last step is read too
+        left = one.total if reads else one.host[-1][1]
         axis.axvline(one.total, color=COLORS["black"], linewidth=1.6)
+        axis.axvline(left, color=COLORS["red"], linestyle="--", linewidth=1.6)
         axis.set_yticks([0, -1], ["program", "device"])
         axis.set_title(name, fontsize=11.5)
         axis.set(xlim=(0, longest * 1.04), ylim=(-1.6, 0.6))

@@ -47,8 +47,8 @@ def ladder(report: Mapping[str, Any]) -> Figure:
     figure, axis = new_figure(
         height=0.9 + 0.33 * (len(ran) + len(others)),
         alt="Bars of useful tokens a second against the naive step, one for each rung from top to bottom. "
-        "Most of the gain comes from padding less: grouping and packing. bf16 adds to it. Some rungs are grey: on this "
-        "machine they gain nothing. Below stand two bars for TRL, shorter than the best rung.",
+        "Padding less, by grouping and packing, gains much, and bf16 about as much again. Grey rungs gain nothing over "
+        "the rung above them on this machine. Below stand two bars for TRL, shorter than the best rung.",
     )
     for place, row in enumerate([*ran, *others]):
         against = row.get("against_the_rung_below")
@@ -120,7 +120,7 @@ def timeline(trace: Trace) -> Figure:
     figure, axis = new_figure(
         height=2.7,
         alt="A timeline of one step. The first row shows forward, backward, clip and optimizer one after the other, "
-        "backward the longest. The second row shows operators nearly without gaps; the third, thin one the gaps.",
+        "backward the longest. The second row shows the operators, the third the gaps between them.",
     )
     colors = {"forward": "sky", "backward": "blue", "clip": "purple", "optimizer": "green"}
     spans = [one for one in trace.spans() if one.name in colors]
@@ -152,8 +152,8 @@ def underflow(gradients: Tensor, scale: float = 2.0**16) -> Figure:
     """
     figure, axis = new_figure(
         height=3.3,
-        alt="Two histograms over the size of gradients on a logarithmic axis. Unscaled, about half of them lie below "
-        "the smallest number that fp16 has. Multiplied by the scale, the same shape lies well inside fp16's range.",
+        alt="Two histograms over the size of gradients on a logarithmic axis. Unscaled, nearly two thirds of them "
+        "are so small that they are 0 in fp16. Multiplied by the scale, the same shape lies well inside fp16's range.",
     )
     sizes = gradients.abs().double().log10().numpy()
     smallest, normal, largest = np.log10(2.0**-25), np.log10(2.0**-14), np.log10(65504)
@@ -162,8 +162,8 @@ def underflow(gradients: Tensor, scale: float = 2.0**16) -> Figure:
     axis.hist(sizes, bins, color=COLORS["red"], alpha=0.75, label="gradients as they are")
     axis.hist(sizes + np.log10(scale), bins, color=COLORS["green"], alpha=0.75, label="times the scale, $2^{16}$")
     top = axis.get_ylim()[1]
-    axis.axvline(normal, color=COLORS["grey"], linestyle="--", linewidth=1.6)
-    axis.axvline(largest, color=COLORS["black"], linewidth=1.6)
+    axis.axvline(normal, color=COLORS["grey"], linestyle="--", linewidth=1.6, ymax=0.8)
+    axis.axvline(largest, color=COLORS["black"], linewidth=1.6, ymax=0.8)
     axis.text(-12.8, top * 1.05, "0 in fp16", color=COLORS["red"], fontsize=11)
     axis.text(normal - 0.1, top * 1.05, "fewer digits", color="#666666", fontsize=11, ha="right")
     axis.text(largest - 0.1, top * 1.05, "full precision", fontsize=11, ha="right")
@@ -178,7 +178,7 @@ def scaler(runs: Mapping[str, ScalerRun]) -> Figure:
     """The scaler's factor after each step, by hand and torch's; skipped steps are marked."""
     figure, axis = new_figure(
         height=2.9,
-        alt="The loss scale against the step, logarithmic. It starts too high, is halved at each of the first steps, "
+        alt="The loss scale after each step, logarithmic. It starts too high, is halved at each of the first steps, "
         "all of which are skipped, then doubles after every few good steps until it overflows again. Both lines agree.",
     )
     for (name, run), style, width in zip(runs.items(), ("-", ":"), (5, 2.4), strict=True):
@@ -188,7 +188,7 @@ def scaler(runs: Mapping[str, ScalerRun]) -> Figure:
     places = [number for number, skipped in enumerate(run.skipped) if skipped]
     axis.plot(places, [run.factors[n] for n in places], "x", color=COLORS["red"], markersize=8, mew=2, label="skipped")
     axis.set_yscale("log", base=2)
-    axis.set(xlabel="step", ylabel="loss scale", title="Halve on overflow, double after good steps")
+    axis.set(xlabel="step", ylabel="scale after the step", title="Halve on overflow, double after good steps")
     axis.legend(fontsize=10.5, loc="upper right")
     return figure
 
@@ -266,8 +266,8 @@ def trade(divisions: Sequence[Division]) -> Figure:
         1,
         2,
         height=2.9,
-        alt="Two panels against the rows of a micro-batch. Left, time of the step: highest for one row, then nearly "
-        "flat. Right, memory kept: it doubles with the rows.",
+        alt="Two panels against the rows of a micro-batch. Left, time of the step: highest for one row, falling, and "
+        "flat from about eight rows on. Right, memory kept: it doubles with the rows.",
     )
     sizes = [one.micro_batch for one in divisions]
     best = min(one.seconds for one in divisions)
@@ -287,7 +287,7 @@ def copies(growth: Mapping[str, Sequence[float]]) -> Figure:
     figure, axis = new_figure(
         height=2.7,
         alt="Memory that a worker has for itself against the share of the data set read. For lists of Python strings "
-        "it rises in a straight line; for a tensor it stays flat.",
+        "it rises in a straight line; for a tensor it rises far less.",
     )
     for (name, values), color in zip(growth.items(), ("red", "green"), strict=True):
         share = np.linspace(0, 1, len(values), endpoint=False)
