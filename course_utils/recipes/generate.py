@@ -5,8 +5,9 @@
         --out answers.jsonl --max_new_tokens 64 --stop $'\\n\\n'
 
 Both engines get the same token ids and the same rules for stopping: the end token, one of --stop, or --max_new_tokens.
-Greedy unless --temperature is above 0. Rows with ``completion`` are scored: exact match and ROUGE-L. An adapter is
-merged into the model first. vLLM needs a GPU and its own versions of torch; its branch has not been run here.
+Greedy unless --temperature is above 0. Rows with ``completion`` are scored: exact match and ROUGE-L, and BERTScore with
+--bert_score_model, an encoder such as distilbert/distilbert-base-uncased. An adapter is merged into the model first.
+vLLM needs a GPU and its own versions of torch; its branch has not been run here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from course_utils.data.instructions import pad_left
+from course_utils.training.bert_score import bert_scores
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,13 @@ def score(answers: Sequence[Answer], references: Sequence[str]) -> dict[str, flo
     }
 
 
+def load_encoder(path: str) -> tuple[Any, Any]:
+    """The encoder at ``path`` and its tokenizer, for BERTScore."""
+    from transformers import AutoModel, AutoTokenizer
+
+    return AutoModel.from_pretrained(path, trust_remote_code=False), AutoTokenizer.from_pretrained(path)
+
+
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Write one JSON line per prompt, print the scores where there are references."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,11 +186,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--stop", nargs="*", default=[], help="texts that end an answer")
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--bert_score_model", help="an encoder, a folder or a hub name: BERTScore among the scores")
     options = parser.parse_args(arguments)
     try:
         engine = choose_engine(options.engine)
         lines = Path(options.file).read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line]
+        encoder = load_encoder(options.bert_score_model) if options.bert_score_model else None
         model, tokenizer = load(options.model, options.adapter)
         rules = StopRules((tokenizer.eos_token_id,), options.max_new_tokens, tuple(options.stop))
     except (ValueError, OSError) as error:
@@ -202,7 +213,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     with Path(options.out).open("w", encoding="utf-8") as stream:
         for prompt, answer in zip(prompts, answers, strict=True):
             stream.write(json.dumps({"prompt": prompt, "answer": answer.text, "reason": answer.reason}) + "\n")
-    found = score(answers, [row["completion"] for row in rows]) if all("completion" in row for row in rows) else {}
+    found = {}
+    if all("completion" in row for row in rows):
+        references = [row["completion"] for row in rows]
+        found = score(answers, references)
+        if encoder:
+            scored = bert_scores(*encoder, [answer.text for answer in answers], references)
+            found["bert_score"] = sum(one.f1 for one in scored) / max(len(scored), 1)
     print(" ".join([engine, *(f"{name} {value:.3f}" for name, value in found.items())]))
     return found
 

@@ -12,6 +12,7 @@ from course_utils.models import load_causal_lm
 from course_utils.models.chat_tokenizer import load_chat_tokenizer
 from course_utils.recipes import generate as recipe
 from course_utils.recipes.generate import Answer, StopRules, choose_engine, generate, score
+from course_utils.training.bert_score import bert_scores
 
 PROMPTS = ["Add two tensors.", "a", "Which library documents this?\n\nAnswer:", "two words"]
 
@@ -100,9 +101,14 @@ def test_the_program_merges_an_adapter_and_scores(model, tokenizer, tmp_path, ca
     lines = [json.dumps({"prompt": prompt, "completion": " torch"}) for prompt in PROMPTS]
     (tmp_path / "test.jsonl").write_text("\n".join(lines))
     line = [f"--model={tmp_path}/base", f"--adapter={tmp_path}/adapter", f"--file={tmp_path}/test.jsonl"]
-    found = recipe.main([*line, f"--out={tmp_path}/out.jsonl", "--max_new_tokens=3"])
+    encoder = f"--bert_score_model={tmp_path}/base"
+    found = recipe.main([*line, encoder, f"--out={tmp_path}/out.jsonl", "--max_new_tokens=3"])
     rows = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == PROMPTS and set(found) == {"exact_match", "rouge_l", "stops"}
+    assert [row["prompt"] for row in rows] == PROMPTS
+    assert set(found) == {"exact_match", "rouge_l", "stops", "bert_score"}
+    answers = [row["answer"] for row in rows]
+    scored = bert_scores(*recipe.load_encoder(str(tmp_path / "base")), answers, [" torch"] * len(rows))
+    assert found["bert_score"] == sum(one.f1 for one in scored) / len(rows) < 1
     assert "transformers exact_match" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="not installed"):
         recipe.main([*line, "--out=o", "--engine=vllm"])
