@@ -857,9 +857,29 @@ teach.claim("both losses = TRL's within 1e-4", max(apart) < 1e-4)
 
 # %% [markdown]
 # A group whose rewards are all equal has advantage zero and teaches nothing. That is why the start must be right now
-# and then: a model that never is has nothing to reinforce. And a reward can be earned otherwise than meant: with 0.2
-# for any of the names, who always writes the same one is never without. Longer runs are not part of this lesson; in
-# yours, read the answers beside the reward.
+# and then. `bench/bench_grpo.py` repeats such steps by hand, 64 answers a step, from three starts, three seeds each:
+
+# %%
+from course_utils.lessons.lesson_10 import reinforce
+
+bench = reinforce.recorded()
+teach.show(figures.reinforced(bench["starts"], bench["steps"]))
+cold, early, late = bench["starts"].values()
+nothing = all(max(run["reward"]) == 0 for run in cold)
+teach.claim("the base never earns a reward", nothing)
+gains = [sum(run["reward"][-10:]) / sum(run["reward"][:10]) for run in early]
+teach.claim("after 15 steps of fine-tuning: reward doubles in every seed", min(gains) > 2)
+one_answer = all(run["most_frequent"][-1] == 1 for run in early)
+teach.claim("and every seed ends with one answer to all prompts", one_answer)
+fewer = all(run["right"][-1] < run["right"][0] for run in late)
+teach.claim("after 60: fewer right answers at the end, in every seed", fewer)
+
+# %% [markdown]
+# The reward was earned otherwise than meant: whoever always writes the most frequent name gets 1 now and then and 0.2
+# else. This is **reward hacking**, and the **collapse** to one answer is its trace. The reward alone looks like
+# success. The well fine-tuned start does not collapse, and is no better either: 480 prompts teach less than the rows
+# did, with these settings, which were not tuned. So read the answers beside the reward, and hold the model to its
+# start (`beta` in `grpo_loss`, 0 here as in TRL's default).
 #
 # ## Deeper: the whole path as programs
 #
@@ -883,6 +903,12 @@ if local:
 #
 # With the hub: `prepare_data --dataset_name databricks/databricks-dolly-15k` with a field mapping, then `finetune
 # --model_name_or_path Qwen/Qwen3-0.6B --use_peft`. This notebook runs with `source="hub"` as well, on both.
+#
+# Dolly's answers are whole sentences, and exact match is 0 for a good answer in other words. ROUGE-L (lesson 04) counts
+# words in common, in order. **BERTScore** (Zhang et al. 2020) counts meaning: an encoder turns both texts into one
+# vector a token, each token is matched with the most similar one of the other text, and the mean cosines are its
+# precision and recall. `generate --bert_score_model distilbert/distilbert-base-uncased` adds it. It was not run here:
+# it needs the encoder from the hub.
 #
 # ## Recap
 #

@@ -168,6 +168,35 @@ def preference(steps: Sequence[float], margins: Sequence[float], losses: Sequenc
     return figure
 
 
+def reinforced(starts: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], steps: int) -> Figure:
+    """A run of GRPO by its start: reward while training, then what held-out rows say; means, ranges of seeds shaded.
+
+    Args:
+        starts: start -> a record per seed, as `reinforce.grpo_run` returns it.
+        steps: of the run.
+    """
+    figure, axes = new_figure(
+        columns=3,
+        height=3.3,
+        alt="Three panels over the steps of training, a line for each of three starts. Reward rises for the start with "
+        "little fine-tuning, rises little for the well fine-tuned one, and stays at zero for the base. The share of right "
+        "answers on held-out rows falls or stays for both. The share of the most frequent answer rises for both, to "
+        "one for the start with little fine-tuning.",
+    )
+    panels = {"reward": "reward in training", "right": "right answers", "most_frequent": "same answer"}
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        for start, runs in starts.items():
+            values = np.array([run[name] for run in runs])
+            if name == "reward":  # a mean of ten steps: 64 answers alone are noise
+                values = values.reshape(len(runs), -1, 10).mean(2)
+            x = np.linspace(steps / values.shape[1] if name == "reward" else 0, steps, values.shape[1])
+            (line,) = axis.plot(x, values.mean(0), "o-", markersize=3, label=start)
+            axis.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
+        axis.set(title=title, xlabel="step", ylim=(-0.03, 1.05))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10.5)
+    return figure
+
+
 def divisors() -> Figure:
     """Two answers of different length: what each token weighs when the loss is meaned per batch or per token."""
     figure, axes = new_figure(
