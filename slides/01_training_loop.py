@@ -48,6 +48,8 @@ validation = list(ShuffledBatches(held_out, 100, collate, shuffle=False))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where this leads
+#
+# The encoder that this loop trains beats word weights, by little.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 scores = comparisons.recorded("classifier")
@@ -63,6 +65,8 @@ for score, bar in scores["word_weights_test"].items():
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Classes are far from equal
+#
+# Accuracy rewards the large classes, so macro-F1 is reported too.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.class_sizes(Counter(names[label] for label in data["train"]["label"])))
@@ -121,6 +125,8 @@ teach.show(diagrams.shape_flow(8, 28, 128, 10))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What each change is worth
+#
+# Dividing by the root of `v` is nearly everything here.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 race = comparisons.Race(rows, collate, validation, len(names), len(tokenizer))
@@ -135,6 +141,8 @@ teach.show(figures.learning_curves(race.curves))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Bias correction
+#
+# Without it the first steps are several times too long.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 steps = range(1, 5001)
@@ -163,6 +171,8 @@ teach.show(figures.bias_correction(steps, [(1 - 0.9**t) / (1 - 0.999**t) ** 0.5 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Adam + L2 is not AdamW
+#
+# L2 is divided by the gradient's size; decoupled decay is not.
 
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
@@ -192,6 +202,8 @@ teach.show(figures.decay_paths(paths))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Warm up, then decay
+#
+# Small steps while the averages are young, small steps at the end.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 curves = {
@@ -207,6 +219,8 @@ teach.show(figures.schedules(curves, 50))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Clip by global norm: an outlier under Adam
+#
+# One outlier: a step that is too long, then many that are too short.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 around = comparisons.around_outlier(comparisons.adam, limit=1.1)
@@ -219,6 +233,8 @@ teach.show(figures.outlier(range(-20, 100), {name: lengths[180:] for name, lengt
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What do they buy?
+#
+# Right of zero it helps. Only the falling rate clearly does here.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 parts = {"warmup": "no warm-up", "falling": "rate does not fall"}
@@ -233,6 +249,8 @@ teach.show(figures.because(comparisons.recorded("because")["validation_loss"], p
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Accumulation: one window, one step
+#
+# Every share is divided by the targets of the **whole** window.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(diagrams.accumulation_window([12, 3, 8]))
@@ -243,6 +261,8 @@ teach.show(diagrams.accumulation_window([12, 3, 8]))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## `loss / k` is another gradient
+#
+# Off by half the length of the gradient, and nothing is raised.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 generator = torch.Generator().manual_seed(seed)
@@ -291,6 +311,8 @@ teach.claim("divided by all targets: within 1e-12", max(errors["all targets"]) <
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A checkpoint appears by a rename
+#
+# Killed at any moment, the newest folder is a whole checkpoint.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(diagrams.save_timeline())
@@ -318,6 +340,8 @@ teach.show(diagrams.save_timeline())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A real run
+#
+# 120 steps, run when this deck was built. The lesson runs 500.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 torch.manual_seed(seed)

@@ -37,6 +37,8 @@ sentence = own_sentences()[7]
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## From text to batch
+#
+# What differs from step to step belongs in the collator.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(diagrams.pipeline(len(texts), 32))
@@ -47,6 +49,8 @@ teach.show(diagrams.pipeline(len(texts), 32))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same sentences in four ways
+#
+# Grouping narrows the batches; packing fills the rows.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.token_grids({name: ways.grids(name) for name in ways.names}, 64))
@@ -58,6 +62,8 @@ teach.show(figures.token_grids({name: ways.grids(name) for name in ways.names}, 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Truncation is silent: count first
+#
+# The tokenizer cuts at the limit without a word.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.length_histogram([len(ids) for ids in whole], limits=(16, 32, 64)))
@@ -150,6 +156,8 @@ teach.show(figures.masked_tokens(words, seen, [w if i != -100 else "" for w, i i
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Span corruption (T5)
+#
+# Each span leaves a sentinel; the labels say what it stood for.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 tokens = tokenizer.tokenize(sentence)
@@ -163,6 +171,8 @@ teach.show(figures.span_corruption(tokens, spans, *corrupt_spans(tokens, spans, 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A causal model shifts its labels itself
+#
+# Shift them in the collator too, and it learns the token after next.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(diagrams.label_shift(tokens[:7]))
@@ -189,6 +199,8 @@ teach.show(diagrams.label_shift(tokens[:7]))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who may look at whom
+#
+# Unmasked, the third document reads mostly the other two.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 toy = pack_documents([[1] * 5, [1] * 9, [1] * 4], row_length=18)[0]
@@ -202,6 +214,8 @@ teach.show(figures.attention_masks({"one long text": np.tri(18), "documents kept
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What it buys
+#
+# Less padding is more useful tokens a second, nearly in proportion.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input", "nbval-ignore-output"] jupyter={"source_hidden": true}
 torch.set_num_threads(1)  # other programs disturb one thread less
@@ -219,6 +233,8 @@ teach.claim("grouping and packing: over 1.5 times as fast as dynamic padding", g
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Split by what will be new
+#
+# A split by row lets siblings of the test rows into training.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input", "nbval-ignore-output"] jupyter={"source_hidden": true}
 if "file" in data["train"].column_names:  # the hub's data does not name its sources
@@ -234,6 +250,8 @@ if "file" in data["train"].column_names:  # the hub's data does not name its sou
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What pretraining buys
+#
+# It helps a frozen encoder; fine-tuning on these labels shows no gain.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 gains = pretraining.paired(pretraining.recorded())

@@ -16,17 +16,18 @@ max_steps = 1000  # of the run that is planned
 seed = 0
 
 # %% slideshow={"slide_type": "skip"}
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from course_utils import teach
 from course_utils.launch import Spec, SpecError, render, strategies, table, write
 from course_utils.launch.check.folder import check
-from course_utils.launch.planner import memory
+from course_utils.launch.planner import memory, mfu
 from course_utils.launch.planner.plan import plan
+from course_utils.launch.planner.reduction import Reduction
+from course_utils.launch.planner.report import traffic_table
 from course_utils.launch.planner.speed import flops_per_token
-from course_utils.lessons.lesson_15 import figures
+from course_utils.lessons.lesson_15 import faults, figures
 from course_utils.models.configs import shape_of
 from course_utils.models.shapes import parameter_count
 
@@ -39,51 +40,17 @@ scratch = TemporaryDirectory()
 place = Path(scratch.name) / "launch"
 
 
-def lines_between(name, first, last):
-    """Lines of a generated file from the one that begins with `first` to that with `last`, without remarks."""
-    lines = files[name].splitlines()
-    start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
-    stop = next(i for i, line in enumerate(lines[start:], start) if line.strip().startswith(last))
-    return [re.sub(r"\s+# .*", "", line) for line in lines[start : stop + 1] if not line.startswith("# ")]
-
-
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # 15 · Launch
 #
 # From one notebook to many GPUs: know beforehand that it fits, and that it is the run you asked for
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The training program works. Now it goes to eight or sixteen GPUs, and every hour costs money. Today is about what
-# can be known before the money is spent, on a laptop without any GPU. About 90 minutes with exercises. Needs lessons
-# 01 and 03.
-
-# %% [markdown] slideshow={"slide_type": "slide"}
-# ## Two failures
-#
-# <div class="columns"><div>
-#
-# ### It does not fit
-#
-# - an hour in the queue
-# - then `CUDA out of memory`
-# - **loud**, and late
-#
-# </div><div>
-#
-# ### It ran something else
-#
-# - a setting that nobody read
-# - the loss falls all the same
-# - **exit code 0**
-#
-# </div></div>
-#
-# > Compute the first before you rent. Ask every tool about the second.
-
-# %% [markdown] slideshow={"slide_type": "notes"}
-# Ask the room: who has had the left one? Everybody. And the right one? Nobody knows, that is the point. Sixteen
-# processes that each train alone end with code 0. An FSDP key from the wrong version is accepted and dropped. The
-# first half of the lesson is about the left side, the second about the right.
+# Two failures. It does not fit: an hour in the queue, then CUDA out of memory; loud, and late. Or it ran something
+# else: a setting that nobody read, and exit code 0. Who has had the first? Everybody. The second? Nobody knows, that
+# is the point. The training program works; now it goes to eight or sixteen GPUs, and every hour costs money. Today is
+# about what can be known before the money is spent, on a laptop without any GPU. About 80 minutes with exercises.
+# Needs lessons 01 and 03.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One spec, from which everything follows
@@ -109,6 +76,40 @@ assert example.effective_batch == example.micro_batch * example.accumulation_ste
 # A run is described in a dozen places: flags, YAML, JSON, job script. Each can contradict the others. So there is one
 # typed object, and everything else is derived from it. The number to watch is the effective batch: micro-batch 1 x
 # accumulation 4 x 16 GPUs = 64 sequences per step. It must be the same in every file. The price is an assumption.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What is compared with what
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(figures.flow())
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# The map of the lesson. Left to the top: the plan, section 2 and 3. Left to the bottom: the files, section 4. The two
+# dashed lines are what most people leave out: what the tool makes of the file against what was asked, section 5, and
+# what the ranks see against the plan, section 7.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Three ways to exchange numbers
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(figures.collectives())
+
+# %% [markdown] slideshow={"slide_type": "-"}
+# > An all-reduce is the other two, one after the other: it sends twice as much.
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Collectives are calls that all ranks make together. Read one panel aloud: rank 0 has 1 and 2, rank 1 has 3 and 4;
+# after the all-reduce both have 4 and 6. Lesson 11 builds them by hand. Everything that follows counts these three.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What each rank keeps
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+teach.show(figures.sharding())
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Filled is what one of four ranks keeps. Each stage divides one state more. Stage 3 and FSDP also divide the weights,
+# and therefore gather a layer before they can compute it: the dashed box. Lesson 12 does it by hand.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 16 bytes a parameter
@@ -147,13 +148,11 @@ assert {name: round(state(name), 1) for name in stated} == stated
 # | | bytes on every GPU |
 # |---|---|
 # | **gathered units** | 2 per parameter of a layer, two layers at a time |
-# | **whole gradients** | 2 per parameter, while FSDP accumulates |
+# | **whole gradients** | 2 per parameter (bf16), while FSDP accumulates |
 # | **activations** | tokens $\times$ layers $\times$ about $50\,h$ |
 # | **logits** | tokens $\times$ vocabulary $\times\, 12$ |
 #
-# No sharding divides these.
-#
-# > Their maxima do not meet: adding them up refuses runs that fit.
+# > More data-parallel GPUs divide none of the last three. Their maxima do not meet.
 
 # %% slideshow={"slide_type": "skip"}
 tightest = plan(example).memory
@@ -164,10 +163,11 @@ assert [plan(example.but(nodes=n)).moments["loss"]["whole gradients"] for n in (
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # A sixteenth of a weight matrix computes nothing: FSDP gathers a layer, computes, frees it, and fetches the next one
-# meanwhile. With accumulation FSDP2 adds up whole gradients and reduces once: 2 bytes x 8.19 billion = 15 GiB,
-# however many GPUs share the state. Only at accumulation 1 are they gone: here with 8 machines. Quiz question 1.
-# Checkpointing keeps 2h per token and layer instead, for about a third more computing. Logits: 4096 tokens x 151,936
-# words x 12 bytes = 7 GiB for one sequence.
+# meanwhile. With accumulation FSDP2 adds up whole gradients and reduces once, in the type that accelerate sets, bf16:
+# 2 bytes x 8.19 billion = 15 GiB, however many GPUs share the state; with fp32 reduction twice that. Only at
+# accumulation 1 are they gone: here with 8 machines. Quiz question 1. Context and tensor parallelism do divide
+# activations. Checkpointing keeps 2h per token and layer instead, for about a third more computing. Logits: 4096
+# tokens x 151,936 words x 12 bytes = 7 GiB for one sequence.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Every strategy, and the GPU's limit
@@ -177,18 +177,15 @@ plans = [one for one in strategies(example) if one.spec.offload == "none"]
 assert [one.name for one in plans if not one.fits] == ["DDP"]
 zero3 = next(one for one in plans if one.name == "ZeRO-3")
 assert 0.7 < (zero3.memory["activations"] + zero3.memory["logits"]) / zero3.total < 0.8  # said in the notes
-teach.show(
-    figures.strategy_memory(plans),
-    alt="Stacked memory of one GPU per strategy, with the GPU's limit as a line. DDP needs several times the limit, "
-    "most of it state. With ZeRO-3 and FSDP2 the state is small, and activations and logits are most of what is left.",
-)
+teach.show(figures.strategy_memory(plans))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Qwen3-8B on 2 x 8 H100, at the tightest moment of a step. Those that fit first, the fastest on top; offload is left
 # out here. Look at DDP: blue, sky and green alone are beyond the line. Then at ZeRO-3: three quarters of it are
-# activations and logits, which no sharding divides. FSDP2 has whole gradients on top, for accumulation. Is it true?
-# The lesson measures a small Qwen3 with torch's MemTracker under FakeTensorMode: state exact, the rest within 5%.
-# DeepSpeed's own estimator has no activations: less than half of what the run needs.
+# activations and logits, which more GPUs do not divide. The thin line is what stays free. FSDP2 has whole gradients
+# on top, for accumulation. Is it true? The lesson measures a small Qwen3 with torch's MemTracker under
+# FakeTensorMode: state exact, the rest within 5%. DeepSpeed's own estimator has no activations: less than half of
+# what the run needs.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How fast, and at what cost
@@ -198,23 +195,26 @@ teach.show(
 # {\text{GPUs} \times \text{peak} \times \text{MFU}} + \text{waiting}
 # $$
 #
-# **MFU**, the share of the peak that a run reaches, is *the* assumption: 0.3 to 0.5.
+# **MFU**, the share of the peak that a run reaches, is *the* assumption.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 fast = plan(example).speed
+least, most = mfu.published_range(example.gpu)
 print(f"{flops_per_token(example, shape) / 1e9:.0f} GFLOP per token, MFU {example.mfu} assumed")
+print(f"published for H100: {least:.2f} to {most:.2f}, counted as here")
 print(f"{fast.step:.1f} s a step, {fast.tokens_per_second:,.0f} tokens per second")
 print(f"{max_steps} steps: {fast.hours:.2f} h x {gpus} GPUs x ${example.price:g} = ${fast.cost:.0f}")
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # 6 per weight: 2 forward, 2 + 2 backward. P are the weights of matrix multiplications, the second term is causal
 # attention over T tokens in L layers (PaLM, appendix B). Waiting: for the network, for host memory. MFU is tokens per
-# second x FLOPs per token / peak: measure yours in the first hundred steps and put it into the spec. It does not
+# second x FLOPs per token / peak: measure yours in the first hundred steps and put it into the spec. The range is from
+# llm-foundry's and torchtitan's published runs, with half of the attention counted, as here. MFU does not
 # count what checkpointing computes again: with it a run shows a quarter less. Everything here is a comparison, not a
 # promise: no data loading, no stragglers. The price per GPU and hour is an assumption of ours.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## Communication counts where it does not hide
+# ## Bytes per parameter, and when they can travel
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 
@@ -222,23 +222,51 @@ print(f"{max_steps} steps: {fast.hours:.2f} h x {gpus} GPUs x ${example.price:g}
 def on_network(bandwidth):
     base = example.but(network=bandwidth)
     plans = [plan(base.but(strategy=name)) for name in ("ddp", "zero1", "zero2", "zero3", "fsdp2")]
-    return [*plans, plan(base.but(reshard_after_forward=False)), plan(base.but(replicas=2))]
+    return [*plans, plan(base.but(replicas=2))]
 
 
-slow = on_network(12.5)
-assert min((one for one in slow if one.fits), key=lambda one: one.speed.step).name == "FSDP2 + 2 replicas"
-teach.show(
-    figures.step_times({"400 GB/s per machine": on_network(400.0), "12.5 GB/s per machine": slow}),
-    alt="Time of a step per strategy on two networks. On the fast one only DDP visibly waits. On the slow one waiting "
-    "is most of every bar except FSDP2 with two replicas, which does not wait at all.",
-)
+fast_network, slow = on_network(400.0), on_network(12.5)
+print(traffic_table(fast_network))
+sent = {one.name: one.speed.volume for one in fast_network}
+assert sent["DDP"] > sent["ZeRO-1"], "two parts in fp32 are more than three in bf16"
+
+# %% [markdown] slideshow={"slide_type": "-"}
+# > fp32 gradients are why DDP's two parts are more bytes than ZeRO-1's three.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Same run, two networks. Volumes per step in parameters, with g micro-batches: DDP 2, ZeRO-1 3, ZeRO-2 and FSDP2 2g +
-# 1, ZeRO-3 3g. ZeRO-1 and 2 send more than in the paper, 2 and g + 1, because DeepSpeed all-reduces by default. On
-# the left nearly everything hides behind computing. On the right, 100 Gb/s, it does not. HSDP, replicas=2, shards
-# inside each machine and only adds up gradients between them: the fastest that fits. DDP's bar is for comparison
-# only.
+# A step of four micro-batches. The columns are what is computed meanwhile. DDP: one all-reduce of fp32 gradients, 2 x
+# 4. ZeRO-1: an all-reduce of bf16 gradients, 2 x 2, and the updated weights, 2, when nothing is computed. ZeRO-2
+# reduces in every micro-batch, ZeRO-3 gathers for every pass as well. FSDP2 reduces once, under no_sync. HSDP, two
+# replicas: the same inside a machine, and an all-reduce of an eighth between them. In the ZeRO paper stages 1 and 2
+# send less; DeepSpeed all-reduces by default.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## What is reduced once hides behind one backward pass
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+hybrid = example.but(network=12.5, replicas=2)
+each = plan(hybrid, reduction=Reduction(each_batch=True))
+exposed = plan(hybrid).speed.exposed
+assert 0.9 < exposed < 1.2 and each.speed.exposed > 3.5 * exposed, "about one second, and four times that"
+teach.show(figures.overlap([slow[1], plan(hybrid), each]))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# 12.5 GB/s between two machines. A gradient is final only in the last backward pass. So a sum that is made once per
+# step hides behind that one pass, a sixth of the computing here, however many micro-batches came before: HSDP waits
+# about a second. Reducing in each micro-batch (sync_each_batch) sends four times as much and waits four times. Fewer,
+# longer micro-batches would hide more. Exercise 15.1 is this picture with other numbers.
+
+# %% [markdown] slideshow={"slide_type": "slide"}
+# ## Communication counts where it does not hide
+
+# %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
+assert min((one for one in slow if one.fits), key=lambda one: one.speed.step).name == "FSDP2 + 2 replicas"
+teach.show(figures.step_times({"400 GB/s per machine": fast_network, "12.5 GB/s per machine": slow}))
+
+# %% [markdown] slideshow={"slide_type": "notes"}
+# Same run, two networks. On the left nearly everything hides behind computing. On the right, 100 Gb/s, it does not:
+# waiting is most of every bar but HSDP's, where it is a third. HSDP, replicas=2, shards inside each machine and only
+# adds up gradients between them: the fastest that fits. DDP's bar is for comparison only.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One spec, many files
@@ -270,64 +298,31 @@ assert {"sagemaker_v3.py", "sagemaker_v2.py", "sagemaker_entry.py", "ray_train.p
 # one day), and it keeps only what lies in its own folders. No secrets in files: tokens come from the environment.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## torchrun: the same line on every machine
+# ## Rendezvous: how many, which one, where
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
-print("\n".join(lines_between("torchrun.sh", "NODE_RANK=", "MASTER_PORT=")))
-print("\n".join(lines_between("torchrun.sh", "command=(", '"--master-port')))
-
-# %% [markdown] slideshow={"slide_type": "-"}
-# **Static** rendezvous: all meet at machine 0. The other form, `--rdzv-backend c10d`, ignores `--master-addr`.
+teach.show(figures.rendezvous())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# This is cut from the generated file; the program and its arguments follow. torchrun starts 8 processes here and
-# tells each RANK, WORLD_SIZE, LOCAL_RANK. Only NODE_RANK differs between machines. master-addr is read by the static
-# form only: with c10d it is ignored. On one machine neither is needed: --standalone picks a free port. Exercise 15.5
-# is this command for machine k.
+# The ranks of several machines must find each other. Three things: how many machines, which one is this, where do all
+# meet. Every scheduler on the slide before only provides these three. torchrun starts a process per GPU and tells
+# each RANK, WORLD_SIZE, LOCAL_RANK; only node-rank differs between machines. This is the static form; with
+# --rdzv-backend c10d master-addr is ignored. On one machine neither is needed: --standalone picks a free port.
+# Exercise 15.3 is this command for machine k.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## accelerate: two versions, two vocabularies
-#
-# | | FSDP1 | FSDP2 |
-# |---|---|---|
-# | the key, after `fsdp_` | `sharding_strategy` | `reshard_after_forward` |
-# | free weights early | `FULL_SHARD` | `true` |
-# | keep them | `SHARD_GRAD_OP` | `false` |
-# | checkpoints | full, local, sharded | full, sharded |
-# | layer classes | `"A,B"`, never a list | the same |
-#
-# > Each accepts the other's **sharding** key, says nothing, and uses its default.
-
-# %% [markdown] slideshow={"slide_type": "notes"}
-# FSDP1 is deprecated: transformers 5 warns whenever it is used and announces its removal. Not every foreign word is
-# silent: FSDP2 warns about backward_prefetch, and LOCAL_STATE_DICT raises. The most frequent cause of the right-hand
-# failure: a YAML from an older tutorial with fsdp_version: 2 added. A list of classes looks like YAML; accelerate
-# splits one string at commas, and the list becomes its own text. And TrainingArguments calls some of the same things
-# by yet other names: fsdp_offload_params here, cpu_offload there. rdzv_backend and same_network are ignored in the
-# file: they are flags.
-
-# %% [markdown] slideshow={"slide_type": "slide"}
-# ## SLURM: a job that comes back
+# ## A job that comes back
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
-wanted = ("--ntasks-per-node", "--signal", "--requeue", "--open-mode")
-header = [line for line in files["slurm.sbatch"].splitlines() if line.startswith("#SBATCH")]
-print("\n".join(line for line in header if line.split()[1].startswith(wanted)))
-assert "'export NODE_RANK=$SLURM_PROCID; exec bash -- \"$0\"'" in files["slurm.sbatch"]
-
-# %% [markdown] slideshow={"slide_type": "-"}
-# 1. The warning must **reach the ranks**: the script passes it on
-# 2. All ranks agree, finish the step, **save**, end with code 0
-# 3. `scontrol requeue`; the same command **resumes**
-#
-# > Outside `srun`, `$SLURM_PROCID` is 0 everywhere: a hang.
+teach.show(figures.requeue())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Requeued only if something new was saved. B:USR1@120: two minutes before the end the batch script gets USR1.
-# torchrun itself would die of it, so torchrun.sh passes it to the ranks. One all-reduce per step settles who stops
-# when: if rank 0 stopped alone, rank 1 would wait for ever in its next collective. In the lesson a real FSDP2 run
-# is stopped and started again and its losses equal those of an undisturbed one. The tests submit this script to a
-# real two-node SLURM cluster. Quiz question 2 is the last line.
+# The warning comes before the limit. The ranks finish their step, save, end with code 0. Requeue puts the job into
+# the queue again under its number; the same command reads the newest complete checkpoint. On SLURM the batch script
+# gets USR1 two minutes before the end, and requeues only if something new was saved. torchrun itself would die of the
+# signal, so torchrun.sh passes it to the ranks; one all-reduce per step settles who stops when. Outside srun,
+# SLURM_PROCID is 0 everywhere: a hang. In the lesson a real FSDP2 run is stopped and started again, and its losses
+# equal those of an undisturbed one; the tests submit the script to SLURM's own daemons, two nodes on one machine.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Do not parse: resolve
@@ -356,49 +351,27 @@ assert len(batches) >= 6 and all(row.same for row in rows)
 # |---|---|---|
 # | FSDP1, `fsdp_reshard_after_forward` | keep weights | `FULL_SHARD` |
 # | FSDP2, `fsdp_sharding_strategy` | keep weights | freed early |
-# | layer classes as a YAML list | 1 class | 1 odd name |
-# | `dp_replicate_size`, no prefix | 2 replicas | 1 |
+# | no `fsdp_version` | FSDP2 | FSDP1 |
 # | `fsdp_offload_params` in `fsdp.json` | offload | none |
 # | `rdzv_backend` in the YAML | c10d | the default |
 # | `num_processes: 16`, 3 x 6 GPUs | 18 ranks | 15 |
+# | layer classes as a YAML list | 1 class | 1 odd name |
+# | `dp_replicate_size`, no prefix | 2 replicas | 1 |
 
 # %% slideshow={"slide_type": "skip"}
-base = Spec(model="Qwen/Qwen3-0.6B", nodes=2, gpus_per_node=8)
-keep = base.but(reshard_after_forward=False)
-two_copies = "parallelism_config_dp_replicate_size"
-FAULTS = [  # the spec, the file, what is replaced by what; then what the tool makes of which field
-    (keep.but(strategy="fsdp1"), "accelerate.yaml", "fsdp_sharding_strategy:", "fsdp_reshard_after_forward:"),
-    (keep, "accelerate.yaml", "fsdp_reshard_after_forward: false", "fsdp_sharding_strategy: SHARD_GRAD_OP"),
-    (base, "accelerate.yaml", '"Qwen3DecoderLayer"', '["Qwen3DecoderLayer"]'),
-    (base.but(replicas=2), "accelerate.yaml", two_copies, "dp_replicate_size"),
-    (base.but(offload="all"), "fsdp.json", '"cpu_offload"', '"fsdp_offload_params"'),
-    (base, "accelerate.yaml", "use_cpu: false", "rdzv_backend: c10d\nuse_cpu: false"),
-    (base.but(nodes=3, gpus_per_node=6), "accelerate.yaml", "num_processes: 18", "num_processes: 16"),
-]
-FOUND = [
-    ("sharding strategy", "SHARD_GRAD_OP", "FULL_SHARD"),
-    ("reshard after forward", False, True),
-    ("wrapped classes", ["Qwen3DecoderLayer"], ["['Qwen3DecoderLayer']"]),
-    ("replicate x shard x tensor x context", [2, 8, 1, 1], [1, 8, 1, 1]),
-    ("offload", True, False),
-    ("settings that are ignored", [], ["rdzv_backend"]),
-    ("world size", 18, 15),
-]
-
-# %% slideshow={"slide_type": "skip"}
-for (spec, file, good, bad), found in zip(FAULTS, FOUND, strict=True):
-    write(spec, place, overwrite=True)
-    text = (place / file).read_text()
-    assert text.count(good) == 1, good
-    (place / file).write_text(text.replace(good, bad))
-    assert found in [row[1:] for row in check(place) if not row.same], found
+found, heard = faults.gallery()
+assert heard == [] and not any(row.same for row in found.values())
+in_use = [row.resolved for row in found.values()]
+assert in_use[:6] == ["FULL_SHARD", True, "fsdp1", False, ["rdzv_backend"], 15], in_use  # the table above
+assert in_use[6:] == [["['Qwen3DecoderLayer']"], [1, 1, 1, 1]], in_use
 scratch.cleanup()
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# One edit each to a good file, planted and resolved when this deck was built. The launcher accepts all seven. Rows 3
-# and 4 raise in the ranks, after the queue; with the others nothing warns and the loss falls. Row 2 is the most
-# frequent one. In row 7 accelerate rounds 16/3 down to 5 per machine: three GPUs idle, and the learning rate was
-# tuned for another batch. Exercises 15.1 to 15.3 are three broken files of this kind.
+# One edit each to a good file, planted and resolved when this deck was built. The launcher accepts all eight. The last
+# two raise in the ranks, after the queue (accelerate splits a string of class names at commas; a list becomes its own
+# text); with the others nothing warns and the loss falls. Row 2 is the most frequent
+# one. With 16 processes on three machines accelerate rounds down to 5 each: three GPUs idle, and the learning rate was
+# tuned for another batch. Exercises 15.4 to 15.6 are three broken files of this kind.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Run here what you will run there
@@ -417,30 +390,11 @@ scratch.cleanup()
 # - ZeRO-3, and FSDP2 stopped and resumed: **equal losses**
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Run section 6 live; it takes a few seconds. The program writes down what its ranks see, because exit code 0 proves
+# Run section 7 live; it takes a few seconds. The program writes down what its ranks see, because exit code 0 proves
 # nothing. Each rank holds half of the weights and half of the moments, exactly what the planner says. Equal losses,
 # within 1e-4, across two strategies, two launchers and an interruption: sharding changes where numbers live, not what
-# they are. On the real cluster look at the same four in the first minute: world size, wrapper, shard, batch.
-
-# %% [markdown] slideshow={"slide_type": "slide"}
-# ## The same run in PyTorch Lightning
-#
-# | | Trainer | Lightning |
-# |---|---|---|
-# | you write | data, settings | step, optimizer |
-# | sharding | `fsdp=`, `deepspeed=` | `strategy="fsdp"` |
-# | clipping, default | 1.0 | none |
-# | accumulation | mean over the **targets** | mean of **means** |
-# | dropout at the start | on | **off** until `.train()` |
-#
-# > Measured: equal to the last bit. Choose by code and features.
-
-# %% [markdown] slideshow={"slide_type": "notes"}
-# The lesson trains the same classifier with both. Losses equal within 1e-5 at first; the last bit goes where the
-# norms are added up in another order for clipping. One override of three lines makes the runs bitwise equal. The last
-# row but one is lesson 01's bug for ragged batches: a loss of 2.0 accumulated over 4 counts 0.5, whatever its number
-# of targets. The last: from_pretrained returns evaluation mode, and Lightning leaves it so. Models of the hub:
-# Trainer. An unusual step: Lightning. The launch files are the same.
+# they are. It says nothing of NCCL or a network. On the real cluster look at the same four in the first minute: world
+# size, wrapper, shard, batch.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The last cell writes your run
@@ -464,15 +418,16 @@ scratch.cleanup()
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Your turn
 #
-# - **15.1** Repair an accelerate YAML
-# - **15.2** Repair an `fsdp_config`
-# - **15.3** Repair a DeepSpeed JSON
-# - **15.4** Plan a 7B model on 8 GPUs of 80 GB
-# - **15.5** The torchrun command of machine $k$
+# - **15.1** Predict what a step waits for
+# - **15.2** Plan a 7B model over a slow network
+# - **15.3** The torchrun command of machine $k$
+# - **15.4** Repair an accelerate YAML (15.5, 15.6: two more files)
+# - **15.7** What went wrong? From run.json and a log
+# - **15.8** Plan a run, and write its files
 #
 # > Quiz: which four numbers do you want to see before you believe that it is sharded?
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# 30 minutes. The tools themselves judge: accelerate, TrainingArguments, DeepSpeedConfig, torchrun. In 15.4 let them
-# compare tables before they think. Answer to the quiz: world size, the wrapper's class, parameters held by one rank
-# against those of the model, the effective batch, all from inside the program. This is the last lesson.
+# 35 minutes. The tools themselves judge: accelerate, TrainingArguments, DeepSpeedConfig, torchrun. In 15.2 let them
+# look at what the best default plan waits for. Answer to the quiz: world size, the wrapper's class, parameters held
+# by one rank against those of the model, the effective batch, all from inside the program. This is the last lesson.

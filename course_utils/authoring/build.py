@@ -29,7 +29,7 @@ from course_utils.authoring import mould
 from course_utils.authoring.closure import ROOT
 from course_utils.authoring.seal import cells_of, is_current, keep_outputs, new_seal, presentation, read, tags
 
-BEFORE_THE_MOULD = ("03_trainer", "15_launch")  # too long: they are to be shortened
+BEFORE_THE_MOULD: tuple[str, ...] = ()  # too long: they are to be shortened
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 

@@ -1,6 +1,6 @@
 """Build every local data set and tokenizer now, so that no lesson has to wait: ``make data``.
 
-    python -m course_utils.authoring.build_data
+python -m course_utils.authoring.build_data
 """
 
 import sys

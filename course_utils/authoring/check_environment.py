@@ -8,6 +8,7 @@ environment it prints ``COURSE_CACHE`` and ``OMP_WAIT_POLICY``, never a token.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -138,9 +139,26 @@ def check_kernel() -> Finding:
         folder = KernelSpecManager().find_kernel_specs().get("python3")
     except ImportError:
         folder = None
+    mend = repair("ipykernel install --sys-prefix")
     if folder is None:
-        return Finding("Jupyter kernel", "python3: missing", repair("ipykernel install --sys-prefix"))
+        return Finding("Jupyter kernel", "python3: missing", mend)
+    python = kernel_python(Path(folder))
+    if python is not None and python.parent.resolve() != Path(sys.executable).parent.resolve():
+        return Finding("Jupyter kernel", f"python3 in {folder} starts another Python: {python}", mend)
     return Finding("Jupyter kernel", f"python3 in {folder}")
+
+
+def kernel_python(folder: Path) -> Path | None:
+    """The program that a kernel's description starts; ``None`` for a bare ``python``: Jupyter takes its own for that.
+
+    The program is not followed where it is a link: two environments' Pythons are links to the same file.
+    """
+    try:
+        program = json.loads((folder / "kernel.json").read_text(encoding="utf-8"))["argv"][0]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return folder / "kernel.json"  # it starts nothing
+    own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info)}
+    return None if program in own else Path(shutil.which(program) or program)
 
 
 def check_cores() -> Finding:
@@ -170,7 +188,9 @@ def check_gpu() -> Finding:
     except ModuleNotFoundError:
         return Finding("GPU", "unknown: torch is missing")
     except (ImportError, OSError) as error:
-        return Finding("GPU", "unknown", f"torch cannot be imported ({error}); install requirements.txt again")
+        return Finding(
+            "GPU", "unknown", f"torch cannot be imported ({error}): {repair('pip install --force-reinstall torch')}"
+        )
     if torch.cuda.is_available():
         devices = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
         return Finding("GPU", ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices))
@@ -178,7 +198,7 @@ def check_gpu() -> Finding:
         return Finding("GPU", "Apple (mps)")
     if shutil.which("nvidia-smi"):
         return Finding(
-            "GPU", f'an NVIDIA driver is here, but torch {torch.__version__} does not see a GPU: README, "Using a GPU"'
+            "GPU", f'an NVIDIA driver is here, but torch {torch.__version__} does not see a GPU: README, "Use a GPU"'
         )
     return Finding("GPU", "none: not needed")
 

@@ -67,17 +67,46 @@ def as_value(text: str) -> Any:
     return value if isinstance(value, (bool, int, float, type(None))) else text
 
 
+def refusal(only: list[str], chosen: list[Path], parameters: dict[str, Any]) -> str:
+    """What is wrong with the command line, in one sentence; empty where nothing is.
+
+    Args:
+        only: the words that name lessons.
+        chosen: the lessons that they name.
+        parameters: by name; each must be a parameter of every chosen lesson.
+    """
+    for word in only:
+        if not any(word in (lesson.stem, lesson.stem[:2]) for lesson in lessons()):
+            return f"only={word}: no such lesson; allowed: {', '.join(lesson.stem[:2] for lesson in lessons())}"
+    for lesson in chosen if parameters else []:
+        known = parameters_of(lesson)
+        for name, value in parameters.items():
+            if name not in known:
+                return f"{name}={value} is no parameter of lesson {lesson.stem}; allowed: {', '.join(known)}"
+    return ""
+
+
+def parameters_of(lesson: Path) -> list[str]:
+    """The names that a lesson's cell tagged ``parameters`` sets."""
+    import nbformat
+
+    cells = nbformat.read(lesson, as_version=4).cells
+    tagged = [ast.parse(cell.source) for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    lines = [line for tree in tagged for line in tree.body if isinstance(line, ast.Assign)]
+    return [target.id for line in lines for target in line.targets if isinstance(target, ast.Name)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when every lesson ran through."""
     parser = argparse.ArgumentParser(description="Execute the lessons into build/executed/.")
-    parser.add_argument("only", nargs="*", help="numbers such as 01; all without")
+    parser.add_argument("only", nargs="*", help="numbers such as 01, or names; all without")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="lesson parameter")
     options = parser.parse_args(arguments)
-    chosen = [n for n in lessons() if not options.only or n.name.startswith(tuple(options.only))]
-    if not chosen:
-        print(f"only={options.only}: no such lesson; allowed: {', '.join(n.stem for n in lessons())}", file=sys.stderr)
-        return 1
+    chosen = [n for n in lessons() if not options.only or {n.stem, n.stem[:2]} & set(options.only)]
     parameters = {name: as_value(text) for name, text in options.p}
+    if complaint := refusal(options.only, chosen, parameters):
+        print(complaint, file=sys.stderr)
+        return 1
     folder = ROOT / "build" / "executed"
     began, used = time.perf_counter(), cpu_seconds()
     try:

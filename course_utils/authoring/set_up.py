@@ -1,4 +1,7 @@
-"""Create .venv and install requirements.txt into it, once: ``python3 course_utils/teach/set_up.py``.
+"""Create .venv and install requirements.txt into it, once: ``python3 course_utils/authoring/set_up.py``.
+
+On Linux the package index usually gives torch's CUDA build, several GB larger than the one for the CPU. So the small
+one is installed first; pip keeps it. ``--gpu`` (``make GPU=1``) leaves the choice to pip.
 
 ``make`` calls this before everything else. It runs on the system's Python before anything is installed: standard
 library only, and no recent syntax, so that an old Python gets a sentence instead of a SyntaxError.
@@ -6,6 +9,7 @@ library only, and no recent syntax, so that an old Python gets a sentence instea
 
 import hashlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +32,15 @@ def stamp_file(root):
 def is_ready(root):
     """True when .venv holds a finished installation of the present requirements.txt."""
     stamp = stamp_file(root)
-    return stamp.is_file() and stamp.read_text().strip() == fingerprint(root)
+    return stamp.is_file() and stamp.read_text().split()[:1] == [fingerprint(root)]
+
+
+def torch_build(root):
+    """The version of .venv's torch with its label, such as "2.13.0+cpu"; empty where there is none."""
+    ask = "import importlib.metadata; print(importlib.metadata.version('torch'))"
+    command = [str(root / ".venv" / "bin" / "python"), "-c", ask]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return done.stdout.decode().strip() if done.returncode == 0 else ""
 
 
 def missing_prerequisite(version=None, have_ensurepip=None):
@@ -44,7 +56,7 @@ def missing_prerequisite(version=None, have_ensurepip=None):
     return None
 
 
-def install(root):
+def install(root, gpu=False):
     """Create .venv where it is missing and install requirements.txt; the stamp is written only after success."""
     venv = root / ".venv"
     # An older stamp must not survive a half-finished installation of newer pins.
@@ -53,29 +65,50 @@ def install(root):
         print("set-up: creating .venv", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     print("set-up: installing requirements.txt (a few minutes, once)", flush=True)
-    pip = [
-        str(venv / "bin" / "python"),
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "install",
-        "-r",
-        "requirements.txt",
-    ]
-    # Progress bars only where a person watches them.
-    subprocess.run(pip + ([] if sys.stdout.isatty() else ["--quiet"]), check=True, cwd=str(root))
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
+    pip += [] if sys.stdout.isatty() else ["--quiet"]  # progress bars only where a person watches them
+    torch = re.search(r"^torch==([\w.]+)", (root / "requirements.txt").read_text(), re.MULTILINE)
+    if torch and gpu and torch_build(root).endswith("+cpu"):
+        subprocess.run(pip + ["--force-reinstall", torch.group()], check=True, cwd=str(root))
+        if torch_build(root).endswith("+cpu"):
+            print("set-up: your package index offers torch's CPU build only", flush=True)
+    elif torch and not gpu and sys.platform == "linux":
+        install_cpu_build(root, pip, torch.group(1))
+    subprocess.run(pip + ["-r", "requirements.txt"], check=True, cwd=str(root))
     stamp_file(root).write_text(fingerprint(root) + "\n")
 
 
-def main(root=ROOT):
+def install_cpu_build(root, pip, version):
+    """Install torch's CPU build, unless a torch of this version is there, whatever its build.
+
+    Two ways, and neither needs an index's address: pip's own index may offer the build by its label, and uv knows
+    where PyTorch publishes it. Where both fail, a sentence says that the large build follows.
+    """
+    python = pip[0]
+    uv = [python, "-m", "uv", "pip", "install", "--quiet", "--python", python]
+    ways = (
+        [pip + ["torch==" + version + "+cpu"]],
+        [pip + ["uv"], uv + ["--torch-backend", "cpu", "torch==" + version]],
+    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": str(root)}
+    for commands in ways:
+        if torch_build(root).split("+")[0] == version:
+            return
+        # A way that fails is no error: the next one follows.
+        all(subprocess.run(command, **silent).returncode == 0 for command in commands)
+    if torch_build(root).split("+")[0] != version:
+        print("set-up: torch's CPU build is not within reach; the one with CUDA follows, several GB more", flush=True)
+
+
+def main(root=ROOT, gpu=False):
     """Exit code 0 when .venv is ready, 1 with one sentence otherwise."""
-    if is_ready(root):
+    if is_ready(root) and not (gpu and torch_build(root).endswith("+cpu")):
         return 0
     # An existing .venv has its own Python; only a new one depends on this one.
     problem = None if (root / ".venv" / "bin" / "pip").exists() else missing_prerequisite()
     if problem is None:
         try:
-            install(root)
+            install(root, gpu)
             return 0
         except subprocess.CalledProcessError as error:
             problem = "`{}` failed with exit code {}; its message is above".format(
@@ -88,4 +121,4 @@ def main(root=ROOT):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(gpu="--gpu" in sys.argv[1:]))

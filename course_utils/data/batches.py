@@ -91,6 +91,16 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
+def check_not_empty(name: str, values: Sequence, what: str) -> None:
+    """What every collator asks first.
+
+    Raises:
+        ValueError: ``values`` is empty.
+    """
+    if not len(values):
+        raise ValueError(f"{name}=[] holds no {what}; allowed: at least one")
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on ``device``."""
     return {name: value.to(device) for name, value in batch.items()}

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from course_utils.data.batches import check_not_empty
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -62,8 +64,7 @@ class CloudCollator:
         Raises:
             ValueError: no features, or a cloud without a point.
         """
-        if not features:
-            raise ValueError("features=[] holds no clouds; allowed: at least one")
+        check_not_empty("features", features, "clouds")
         clouds = [torch.as_tensor(feature["points"], dtype=torch.float32) for feature in features]
         if not all(map(len, clouds)):
             raise ValueError("a cloud has no points; allowed: at least one point a cloud")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from course_utils.data.batches import IGNORED
+from course_utils.data.batches import IGNORED, check_not_empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,14 +103,19 @@ def corrupt_spans(
     Args:
         ids: token ids of one text.
         spans: half-open ``(start, stop)``, in order, not overlapping.
-        sentinels: ids of the sentinel tokens, at least ``len(spans) + 1``.
+        sentinels: ids of the sentinel tokens, at least ``len(spans) + 1``, all different, none of them in ``ids``.
 
     Returns:
         ``(inputs, targets)``, two lists of ids.
 
     Raises:
-        ValueError: too few sentinels.
+        ValueError: too few sentinels, one of them twice, or one that stands in the text: input and target together
+            could not be turned back into it.
     """
+    if len(set(sentinels)) < len(sentinels):
+        raise ValueError(f"sentinels={list(sentinels)} repeats an id; allowed: different ones")
+    if written := sorted(set(ids) & set(sentinels)):
+        raise ValueError(f"ids hold the sentinels {written}; allowed: a text without the sentinels' ids")
     if len(sentinels) < len(spans) + 1:
         raise ValueError(
             f"sentinels has {len(sentinels)} ids for {len(spans)} spans; allowed: at least one more than spans"
@@ -172,8 +177,11 @@ class SpanCorruptionCollator:
         """Turn B features with ``input_ids`` into ``input_ids``, ``attention_mask`` (B, L) and ``labels`` (B, T).
 
         Raises:
-            ValueError: a text of fewer than two tokens, or more spans than sentinels.
+            ValueError: no features, a text of fewer than two tokens or with a sentinel in it, or more spans than
+                sentinels.
         """
+        check_not_empty("features", features, "texts")
+        self._check_no_sentinel(features)
         inputs, targets = [], []
         for feature in features:
             ids = [i for i in torch.as_tensor(feature["input_ids"]).tolist() if i not in self.dropped]
@@ -183,6 +191,14 @@ class SpanCorruptionCollator:
             targets.append(target + self.end)
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
         return batch | {"labels": pad_labels(targets)}
+
+    def _check_no_sentinel(self, features: Sequence[dict[str, Any]]) -> None:
+        taken = set(self.sentinels)
+        for number, feature in enumerate(features):
+            written = next((i for i in torch.as_tensor(feature["input_ids"]).tolist() if i in taken), None)
+            if written is not None:
+                name = self.tokenizer.convert_ids_to_tokens(written)
+                raise ValueError(f"text {number} of the batch holds the sentinel {name!r}; allowed: texts without it")
 
 
 class StackingCollator:
@@ -195,8 +211,9 @@ class StackingCollator:
         """Turn B features whose values have shape ``(...)`` into tensors of shape ``(B, ...)``.
 
         Raises:
-            ValueError: keys or shapes differ between the examples; the sentence names them.
+            ValueError: no features, or keys or shapes differ between the examples; the sentence names them.
         """
+        check_not_empty("features", features, "examples")
         names = list(features[0])
         for feature in features:
             if list(feature) != names:

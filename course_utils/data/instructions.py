@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from course_utils.data.batches import IGNORED
+from course_utils.data.batches import IGNORED, check_not_empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, max_len
     """One example: prompt and answer tokenised *together*, labels on every token that holds part of the answer.
 
     The boundary is found by the characters a token covers (its offsets), never by counting the prompt's own tokens:
-    the same text may be cut otherwise when the answer follows. The end token is added and learnt. What is too long
+    the same text may be cut otherwise when the answer follows. One end token is added and learnt, and stands at the
+    end: one that the tokenizer adds itself, or that ends the answer, is not repeated. What is too long
     loses the middle of its prompt first, so that the instruction and the cue before the answer stay; an answer that is
     longer than ``max_length`` alone loses its end, and then its end token, so that no example is without a label.
 
@@ -108,6 +109,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, max_len
     _check(tokenizer, max_length)
     encoded = tokenizer(prompt + answer, return_offsets_mapping=True, truncation=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    while ids and (
+        offsets[-1] == (0, 0) or ids[-1] == tokenizer.eos_token_id
+    ):  # what the tokenizer puts behind every text
+        ids, offsets = ids[:-1], offsets[:-1]
     learnt = [end > len(prompt) for _, end in offsets]
     return _example([*ids, tokenizer.eos_token_id], [*learnt, True], max_length)
 
@@ -193,6 +198,7 @@ class InstructionCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         """B examples -> ``input_ids``, ``attention_mask``, ``labels``, each (B, T)."""
+        check_not_empty("examples", examples, "rows")
         longest = max(len(example["input_ids"]) for example in examples)
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
         return {
@@ -206,7 +212,11 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, T
 
     Returns:
         ``input_ids`` and ``attention_mask``, each (B, T).
+
+    Raises:
+        ValueError: no prompts.
     """
+    check_not_empty("prompts", prompts, "texts")
     longest = max(map(len, prompts))
     ids = [[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]

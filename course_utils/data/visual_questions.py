@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_utils.data.batches import IGNORED
+from course_utils.data.batches import IGNORED, check_not_empty
 from course_utils.data.digits import NUMBERS, SHARES, SIZE, digit_splits
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ class VqaCollator:
         self._numbers = dict(tokenizer.get_vocab())
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        check_not_empty("rows", rows, "questions")
         keep = self.choices[0]
         if len(self.choices) > 1:
             keep = self.choices[int(torch.randint(len(self.choices), (), generator=self._generator))]

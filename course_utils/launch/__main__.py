@@ -4,8 +4,11 @@
     python -m course_utils.launch write --model Qwen/Qwen3-8B --nodes 2 --folder launch      # the launch files
     python -m course_utils.launch write --spec run.yaml --micro_batch 4 --overwrite          # a file; flags win
     python -m course_utils.launch check launch                                               # asked against resolved
+    python -m course_utils.launch explain job.sbatch ds.json train.py                        # your own files, no spec
+    python -m course_utils.launch explain ds.json --asked micro_batch=4 --json               # your wish; for tools
 
-Exit code: 0 well, 1 a file differs from the spec (check) or the run does not fit (plan), 2 bad input.
+Exit code: 0 well, 1 a file differs from the spec (check), has findings (explain) or the run does not fit (plan),
+2 bad input.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
-
-import yaml
 
 from course_utils.errors import SpecError
 from course_utils.launch.spec import Spec
 from course_utils.launch.spec.read import read_fields
+from course_utils.launch.spec.yaml_text import load_yaml
+
+LONGEST = 600  # characters of an error: one sentence, whatever a value was
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,8 +41,8 @@ class Parser(argparse.ArgumentParser):
 def read_value(text: str) -> Any:
     """A flag's value as YAML reads it: 2, 0.5, true, null, [a, b], {a: 1}; anything else is text."""
     try:
-        return yaml.safe_load(text) if text.strip() else text
-    except yaml.YAMLError:
+        return load_yaml(text, "the value") if text.strip() else text
+    except SpecError:
         return text
 
 
@@ -44,7 +50,7 @@ def build_parser() -> Parser:
     """One flag for each field of the spec, with its unit, default and meaning."""
     shape = {"formatter_class": argparse.RawDescriptionHelpFormatter, "description": __doc__}
     parser = Parser(prog="python -m course_utils.launch", **shape)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="plan | write | check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="plan | write | check | explain")
     fields = Parser(add_help=False)
     fields.add_argument("--spec", metavar="FILE", help="YAML file with fields of the spec; flags change them")
     group = fields.add_argument_group("fields of the spec")
@@ -64,8 +70,19 @@ def build_parser() -> Parser:
     write.add_argument("--folder", default="launch", help="where to (default: launch)")
     write.add_argument("--overwrite", action="store_true", help="replace launch files that are there")
     check = commands.add_parser("check", help="compare launch files with the spec.yaml beside them")
-    check.add_argument("folder", nargs="?", default="launch", help="folder of launch files (default: launch)")
+    check.add_argument(
+        "folder",
+        nargs="?",
+        default="launch",
+        help="folder of launch files (default: launch); without a spec: explained",
+    )
     check.add_argument("--differences", action="store_true", help="print only what differs")
+    explain = commands.add_parser("explain", help="what do these files really do? no spec needed, nothing is executed")
+    explain.add_argument("files", nargs="+", metavar="FILE", help="YAML, JSON, shell script or Python file of one run")
+    explain.add_argument(
+        "--asked", action="append", default=[], metavar="FIELD=VALUE", help="what you wanted; repeat it"
+    )
+    explain.add_argument("--json", action="store_true", help="settings and findings as JSON")
     return parser
 
 
@@ -77,12 +94,19 @@ def _metavar(field: Any) -> str:
 
 
 def read_spec(given: argparse.Namespace) -> Spec:
-    """The spec of ``--spec`` with the fields given as flags; text fields keep their text, whatever YAML makes of it."""
+    """The spec of ``--spec`` with the fields given as flags; text stays text, whatever YAML makes of it.
+
+    Only a model may be a mapping: one of sizes.
+    """
     fields = read_fields(given.spec) if given.spec else {}
     for name, field in Spec.model_fields.items():
         if name in given:
             text = getattr(given, name)
-            fields[name] = text if isinstance(field.default, str) and not text.startswith("{") else read_value(text)
+            fields[name] = (
+                text
+                if isinstance(field.default, str) and not (name == "model" and text.startswith("{"))
+                else read_value(text)
+            )
     return Spec(**fields)
 
 
@@ -108,7 +132,18 @@ def check(given: argparse.Namespace) -> int:
     from course_utils.launch.check.folder import check as check_files
     from course_utils.launch.check.rows import table
 
-    rows = check_files(given.folder)
+    folder = Path(given.folder)
+    if folder.is_file():
+        return explain_paths([folder])
+    from course_utils.launch.explain.against import against, candidates, known
+
+    if folder.is_dir() and not (folder / "spec.yaml").exists():
+        return explain_paths(known(folder))
+    rows = check_files(folder)
+    read = {"spec.yaml", *(row.file.split(" from ")[0] for row in rows if row.field not in ("bash -n", "shellcheck"))}
+    others = [path for path in candidates(folder) if path.name not in read]
+    if others:
+        rows += against(Spec(**read_fields(folder / "spec.yaml")), others)
     different = [row for row in rows if not row.same]
     if different or not given.differences:
         print(table(different if given.differences else rows))
@@ -116,13 +151,32 @@ def check(given: argparse.Namespace) -> int:
     return 1 if different else 0
 
 
+def explain(given: argparse.Namespace) -> int:
+    pairs = [pair.partition("=") for pair in given.asked]
+    if wrong := next((pair for pair in pairs if not (pair[0].strip() and pair[1])), None):
+        raise SpecError(f"asked={''.join(wrong)!r} is not a wish; allowed: FIELD=VALUE, such as micro_batch=4")
+    return explain_paths(given.files, {name.strip(): value.strip() for name, _, value in pairs}, given.json)
+
+
+def explain_paths(paths: Sequence[Any], asked: dict[str, str] | None = None, as_json: bool = False) -> int:
+    from course_utils.launch.explain.explain import explain as explain_files
+    from course_utils.launch.explain.explain import table
+
+    found = explain_files(paths, asked)
+    print(found.as_json() if as_json else table(found))
+    return 1 if found.findings else 0
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one command; ``words`` None: those of the command line. Returns the exit code."""
     try:
         given = build_parser().parse_args(words)
-        return {"plan": plan, "write": write, "check": check}[given.command](given)
+        return {"plan": plan, "write": write, "check": check, "explain": explain}[given.command](given)
     except (SpecError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+        print(f"error: {message}", file=sys.stderr)
         return 2
 
 

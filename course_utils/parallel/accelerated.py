@@ -222,6 +222,8 @@ def predict(accelerator: Accelerator, model: nn.Module, batches: Iterable[dict[s
         logits.append(outputs.float().cpu())  # NEW
         labels.append(truth.cpu())  # NEW
     model.train(was_training)
+    if not logits:
+        raise ValueError(f"batches={type(batches).__name__} is empty; allowed: an iterable with at least one batch")
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -231,6 +233,6 @@ def evaluate(accelerator: Accelerator, model: nn.Module, batches: Iterable[dict[
     predicted = logits.argmax(-1)
     return {
         "loss": nn.functional.cross_entropy(logits, labels).item(),
-        "accuracy": (predicted == labels).float().mean().item(),
+        "accuracy": (predicted == labels).double().mean().item(),
         "macro_f1": macro_f1(predicted, labels, logits.shape[-1]),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +105,21 @@ def optimizer_numel(optimizer: Any) -> int:
 def effective_batch(trainer: Trainer) -> int:
     """Rows per optimizer step over all ranks, in the engine's own words under DeepSpeed.
 
-    ``rows_seen`` of ``run.json`` comes from the loader instead: both must agree.
+    ``rows_seen`` of ``run.json`` is counted from the loader's batches instead: both must agree.
     """
     if trainer.is_deepspeed_enabled:
         return trainer.model_wrapped.train_batch_size()
-    shared = trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()  # these ranks share their rows
     args = trainer.args
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * (args.world_size // shared)
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * data_ranks(trainer)
+
+
+def data_ranks(trainer: Trainer) -> int:
+    """Ranks with rows of their own: those of tensor, context and sequence parallelism share theirs."""
+    return trainer.args.world_size // ranks_a_row(trainer)
+
+
+def ranks_a_row(trainer: Trainer) -> int:
+    return trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()
 
 
 def _sharding(trainer: Trainer) -> dict[str, Any]:
@@ -168,6 +177,22 @@ class WriteRun(TrainerCallback):
     def __init__(self, trainer: Trainer) -> None:
         # Counted now: once FSDP1 has wrapped the model, a rank knows its own part only.
         self.trainer, self.facts = trainer, {"parameters": sum(map(whole_numel, trainer.model.parameters()))}
+        self.rows_before = 0  # seen by the runs that this one goes on from; whoever resumes says it
+        self._rows = 0  # this rank's, in this process
+        take_step = trainer.training_step
+
+        def count_and_step(model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
+            self._rows += rows_of(inputs)
+            return take_step(model, inputs, *arguments, **options)
+
+        trainer.training_step = count_and_step  # callbacks never see a batch
+
+    def rows_seen(self) -> int:
+        """Rows in all batches of all ranks so far, as the model got them; every rank must call it."""
+        rows = torch.tensor(self._rows, device=self.trainer.args.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(rows)
+        return self.rows_before + int(rows) // ranks_a_row(self.trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.facts |= describe(self.trainer) | {"resumed_from": state.global_step, "state": "running"}
@@ -177,7 +202,7 @@ class WriteRun(TrainerCallback):
         self.facts |= describe(self.trainer) | {
             "state": "trained" if state.global_step >= state.max_steps else "stopped",
             "steps": state.global_step,
-            "rows_seen": round(state.epoch * len(self.trainer.train_dataset)) if state.epoch else None,
+            "rows_seen": self.rows_seen(),
             "losses": [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry],
         }
         self._write(args)
@@ -195,3 +220,8 @@ class WriteRun(TrainerCallback):
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.facts, indent=1))
         temporary.replace(path)  # whoever reads it meanwhile sees the old file or the new one
+
+
+def rows_of(batch: Mapping[str, Any]) -> int:
+    """Rows of a batch: the length of its first tensor."""
+    return next((len(value) for value in batch.values() if torch.is_tensor(value) and value.ndim), 0)

@@ -7,5 +7,16 @@ from course_utils.teach.claim import claim
 from course_utils.teach.exercise import check, show_hint, show_solution
 from course_utils.teach.figure import show, use_course_style
 from course_utils.teach.lesson import show_source, start
+from course_utils.teach.record import progress
 
-__all__ = ["check", "claim", "show", "show_hint", "show_solution", "show_source", "start", "use_course_style"]
+__all__ = [
+    "check",
+    "claim",
+    "progress",
+    "show",
+    "show_hint",
+    "show_solution",
+    "show_source",
+    "start",
+    "use_course_style",
+]

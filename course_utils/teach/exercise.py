@@ -11,12 +11,20 @@ from __future__ import annotations
 import dis
 import importlib
 import inspect
+import linecache
 import re
+import reprlib
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
+from course_utils.teach.record import record
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 60
 KINDS = ("predict", "write", "debug", "vary")
 
 
@@ -74,22 +82,37 @@ def ask(answer: Callable, *arguments: Any, given: str, expected: str = "a result
     try:
         found = answer(*arguments, **options)
     except (Exception, SystemExit) as error:
-        line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if _is_learners(f)), None)
-        raise Wrong(
-            given=given,
-            expected=expected,
-            got=f"{type(error).__name__}: {error}" + (f" (line {line} of your cell)" if line else ""),
-            hint="Your code raised an exception. Call it by hand on this input and read the traceback.",
-        ) from None
+        hint = "Your code raised an exception. Call it by hand on this input and read the traceback."
+        raise Wrong(given=given, expected=expected, got=_what_was_raised(error), hint=hint) from None
     if found is None:
         hint = "Your function returned None: is there a `return` on every path?"
         raise Wrong(given=given, expected=expected, got="None", hint=hint)
     return found
 
 
-def _is_learners(frame: traceback.FrameSummary) -> bool:
-    """Code of a notebook cell has no file of this package or of a library."""
-    return "ipykernel" in frame.filename or frame.filename.startswith("<")
+def _learners_frames(error: BaseException) -> list[tuple[FrameType, int]]:
+    """The part of a traceback that ran in a notebook's cells, outermost first: ``(frame, line number)`` each."""
+    steps = traceback.walk_tb(error.__traceback__)
+    return [(f, line) for f, line in steps if re.search(r"ipykernel_\d+|^<", f.f_code.co_filename)]
+
+
+def _what_was_raised(error: BaseException) -> str:
+    """The exception, and below it the learner's line that raised it."""
+    raised, frames = f"{type(error).__name__}: {error}", _learners_frames(error)
+    if not frames:
+        return raised
+    frame, number = frames[-1]
+    return f"{raised}\n  line {number:<4} {linecache.getline(frame.f_code.co_filename, number).strip()}".rstrip()
+
+
+def _failing_input(error: BaseException) -> str:
+    """The arguments of the learner's function that raised, as they were then."""
+    for frame, _ in _learners_frames(error):
+        code = frame.f_code
+        names = [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
+        if names:
+            return ", ".join(f"{name}={_SHORT.repr(frame.f_locals.get(name))}" for name in names)
+    return "one of the checker's inputs"
 
 
 def find(id: str) -> Exercise:
@@ -138,8 +161,7 @@ def attempt(id: str, answer: Any) -> Wrong | None:
             "Your code raised an exception, or what it returned could not be compared. Call it by hand on a small "
             "input and look at what comes back."
         )
-        got = f"{type(error).__name__}: {error}"
-        return Wrong(given="one of the checker's inputs", expected="a result", got=got, hint=hint)
+        return Wrong(given=_failing_input(error), expected="a result", got=_what_was_raised(error), hint=hint)
     return None
 
 
@@ -149,13 +171,28 @@ def check(id: str, answer: Any) -> None:
     try:
         wrong = attempt(id, answer)
     except NotImplementedError:
+        if failed := _error_of_the_previous_cell():
+            print(f"○ {id} {task.title}: the cell above did not run ({failed}), so your answer is not there yet.")
+            return
         print(f"○ {id} {task.title}: not attempted yet. Replace the `...` above and run both cells again.")
         return
     if wrong is None:
-        print(f"✓ {id} {task.title}: correct.")
+        print(f"✓ {id} {task.title}: correct.", *filter(None, [record(id)]))
         return
     print(f"✗ {id} {task.title}: not yet.\n  on       {wrong.given}\n  expected {wrong.expected}")
     print(f"  got      {wrong.got}\n  hint     {wrong.hint}")
+
+
+def _error_of_the_previous_cell() -> str:
+    """The error that ended the cell before this one; empty where it ran, or outside a notebook.
+
+    An IndentationError, say, leaves the stub of an earlier run in place: "not attempted" would mislead.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    result = getattr(shell, "last_execution_result", None)
+    error = result and (result.error_before_exec or result.error_in_exec)
+    return f"{type(error).__name__}: {error}" if error else ""
 
 
 def show_hint(id: str, step: int = 1) -> None:

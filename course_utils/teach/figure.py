@@ -23,6 +23,8 @@ COLORS = {
     "black": "#000000",
     "grey": "#8A8A8A",
 }
+# Of text on white. https://www.w3.org/TR/WCAG22/#contrast-minimum asks for 4.5; some text stands on tinted boxes.
+ENOUGH_CONTRAST = 5.0
 WIDTH_PX = 820  # a notebook's text column; a slide scales it up
 _DPI = 150
 
@@ -83,6 +85,8 @@ def describe(figure: Figure, alt: str) -> Figure:
 def show(figure: Figure, alt: str = "") -> None:
     """Display ``figure`` as a picture with its alternative text, in HTML: that is where readers' software looks for it.
 
+    Text in a colour of its own is darkened until it can be read on white (``darken_text``).
+
     Args:
         figure: a matplotlib figure; its own text (``new_figure(alt=)``, ``describe``) counts where ``alt`` is empty.
 
@@ -94,8 +98,34 @@ def show(figure: Figure, alt: str = "") -> None:
     text = alt.strip() or getattr(figure, "alternative_text", "").strip()
     if not text:
         raise ValueError("alt='' is empty; allowed: a sentence that says what the figure shows")
+    darken_text(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     page = f'<img class="figure" width="{WIDTH_PX}" alt="{html.escape(text)}" src="{picture}">'
     display({"text/html": page, "text/plain": f"Figure: {text}"}, raw=True)
+
+
+def darken_text(figure: Figure) -> None:
+    """Darken, in place, the text of ``figure`` that is too pale to be read on white, in its own hue.
+
+    The course's colours tell lines and bars apart; as text most of them are too pale. White and nearly white text
+    stands on something dark and stays.
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        rgb = to_rgb(text.get_color())
+        if contrast_with_white(rgb) < 1.5:
+            continue
+        while contrast_with_white(rgb) < ENOUGH_CONTRAST:
+            rgb = tuple(0.97 * channel for channel in rgb)
+        if rgb != to_rgb(text.get_color()):
+            text.set_color(rgb)
+
+
+def contrast_with_white(rgb: tuple[float, float, float]) -> float:
+    """WCAG 2's contrast ratio of a colour, channels from 0 to 1, on white: 1 (white) to 21 (black)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import inspect
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +25,10 @@ def start(*, source: str = "local", max_steps: int = 1, seed: int = 0, **sizes: 
         **sizes: any further whole-number parameter of the lesson, each >= 1.
 
     Raises:
-        TypeError, ValueError: one sentence naming the parameter, its value and what is allowed.
+        TypeError, ValueError: one sentence naming the parameter, its value and what is allowed; also for a parameter
+            given to papermill that the lesson does not have.
     """
+    _refuse_unknown_parameters()
     check_source(source)
     for name, value in {"max_steps": max_steps, **sizes}.items():
         _whole_number(name, value, lowest=1, highest=10**9)
@@ -34,6 +38,33 @@ def start(*, source: str = "local", max_steps: int = 1, seed: int = 0, **sizes: 
     # The Trainer collects garbage at the end of every train(), which visits every object of every library: 0.3 s.
     # What is imported by now stays anyway; frozen, it is not visited (docs.python.org/3/library/gc.html#gc.freeze).
     gc.freeze()
+
+
+def _refuse_unknown_parameters() -> None:
+    """What papermill was given beyond the lesson's parameters, it puts into a cell of its own and nobody would read."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    known: list[str] = []
+    for cell in shell.user_ns.get("In", ()) if shell else ():
+        names = _assigned(cell)
+        if cell.startswith("# Parameters\n") and known:
+            if unknown := sorted(set(names) - set(known)):
+                raise ValueError(
+                    f"{unknown[0]}={shell.user_ns.get(unknown[0])!r} is no parameter of this lesson; "
+                    f"allowed: {', '.join(known)}"
+                )
+            return
+        known += names
+
+
+def _assigned(code: str) -> list[str]:
+    """The names to which a cell's lines assign."""
+    try:
+        lines = ast.parse(code).body
+    except SyntaxError:  # a magic
+        return []
+    targets = [target for line in lines if isinstance(line, ast.Assign) for target in line.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def _whole_number(name: str, value: Any, lowest: int, highest: int) -> None:

@@ -3,7 +3,8 @@
 A checkpoint is a folder ``step-00000100`` with
 
     model.safetensors    weights, no pickle
-    state.pt             optimizer, scheduler, position in the data, random number generators, step
+    state.pt             optimizer, scheduler, position in the data, random number generators (the three global ones,
+                         and those that collators, data sets and the like own), step
     manifest.json        size and SHA-256 of the two files above
 
 It is written under a temporary name and renamed when every byte is on the disk. Renaming a folder is atomic (POSIX
@@ -20,6 +21,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +30,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from course_utils.training.generators import NotRestorable, load_generators, save_generators
+from course_utils.training.optimizer_state import check_optimizer_state
+
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")
 _LEFTOVERS = ".step-*-*"  # .step-00000100.tmp-<pid>: not finished; .step-00000100.old-<pid>: replaced
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing or damaged; the message is one sentence that names it and says what to do."""
+    """A checkpoint is missing, damaged or cannot be made; one sentence that names it and says what to do."""
 
 
 def save_checkpoint(
-    folder: str | Path, step: int, model: nn.Module, optimizer: Any, scheduler: Any = None, batches: Any = None
+    folder: str | Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Any,
+    scheduler: Any = None,
+    batches: Any = None,
+    loss_function: Any = None,
 ) -> Path:
     """Write everything a run needs to go on as if it had never stopped.
 
@@ -45,12 +57,17 @@ def save_checkpoint(
         folder: the run's folder; the checkpoint becomes ``folder/step-00000100``. One process saves into it.
         step: optimizer steps taken.
         model, optimizer, scheduler, batches: objects with a ``state_dict``; the last two may be None.
+        loss_function: of which only the generators are saved, if it has any; may be None.
 
     Returns:
         The finished checkpoint's path.
+
+    Raises:
+        CheckpointError: an object draws from a generator whose state cannot be saved.
     """
     from safetensors.torch import save_model
 
+    generators = save_own_generators(model, optimizer, scheduler, batches, loss_function)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
@@ -64,6 +81,7 @@ def save_checkpoint(
         "scheduler": scheduler.state_dict() if scheduler is not None else None,
         "batches": batches.state_dict() if batches is not None else None,
         "random": random_state(),
+        "generators": generators,
     }
     torch.save(state, temporary / STATE)
     manifest = {name: _describe(temporary / name) for name in (WEIGHTS, STATE)}
@@ -81,8 +99,32 @@ def save_checkpoint(
     return final
 
 
+def save_own_generators(
+    model: nn.Module, optimizer: Any, scheduler: Any = None, batches: Any = None, loss_function: Any = None
+) -> dict[str, Any]:
+    """The state of every generator that these objects own (``generators.save_generators``).
+
+    Raises:
+        CheckpointError: one cannot be saved.
+    """
+    try:
+        return save_generators(_roots(model, optimizer, scheduler, batches, loss_function))
+    except NotRestorable as error:
+        raise CheckpointError(f"no checkpoint can be made: {error}") from None
+
+
+def _roots(model: Any, optimizer: Any, scheduler: Any, batches: Any, loss_function: Any) -> dict[str, Any]:
+    objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "batches": batches}
+    return objects | {"loss_function": loss_function}
+
+
 def load_checkpoint(
-    checkpoint: str | Path, model: nn.Module, optimizer: Any = None, scheduler: Any = None, batches: Any = None
+    checkpoint: str | Path,
+    model: nn.Module,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    batches: Any = None,
+    loss_function: Any = None,
 ) -> int:
     """Put a checkpoint's state back into the given objects and the random number generators.
 
@@ -90,26 +132,29 @@ def load_checkpoint(
 
     Args:
         checkpoint: a folder that ``save_checkpoint`` returned.
-        model, optimizer, scheduler, batches: built as in the interrupted run. Without an optimizer only the weights
-            are loaded and the random number generators stay as they are.
+        model, optimizer, scheduler, batches, loss_function: built as in the interrupted run. Without an optimizer only
+            the weights are loaded and the random number generators stay as they are.
 
     Returns:
         Optimizer steps taken when it was saved.
 
     Raises:
-        CheckpointError: missing or damaged, or saved without something that is asked for here.
+        CheckpointError: missing or damaged, saved without something that is asked for here, or made by objects of
+            another build: what was loaded by then must not be used.
     """
     from safetensors.torch import load_model
 
     checkpoint = Path(checkpoint)
     verify_checkpoint(checkpoint)
-    # weights_only: the file may hold tensors and plain containers, never code.
-    state = torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+    state = _read_state(checkpoint)
     for name, target in (("scheduler", scheduler), ("batches", batches)):
         if target is not None and state[name] is None:
             raise CheckpointError(
                 f"checkpoint {checkpoint} was saved without {name}; resume without one, or start anew"
             )
+    if optimizer is not None:
+        with _sentence_about(checkpoint):
+            check_optimizer_state(state["optimizer"], optimizer)
     try:
         load_model(model, str(checkpoint / WEIGHTS))
     except RuntimeError as error:
@@ -117,13 +162,42 @@ def load_checkpoint(
             f"checkpoint {checkpoint} holds another model's weights; build the model as the run did"
         ) from error
     if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        if scheduler is not None:
-            scheduler.load_state_dict(state["scheduler"])
-        if batches is not None:
-            batches.load_state_dict(state["batches"])
-        set_random_state(state["random"])
+        with _sentence_about(checkpoint):
+            optimizer.load_state_dict(state["optimizer"])
+            if scheduler is not None:
+                scheduler.load_state_dict(state["scheduler"])
+            if batches is not None:
+                batches.load_state_dict(state["batches"])
+            load_generators(state["generators"], _roots(model, optimizer, scheduler, batches, loss_function))
+            set_random_state(state["random"])
     return state["step"]
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """``state.pt``: tensors and plain containers (``weights_only``), never code.
+
+    Raises:
+        CheckpointError: it holds something else, although it is the file of the manifest.
+    """
+    with _sentence_about(checkpoint):
+        state = torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+        missing = {"step", "optimizer", "scheduler", "batches", "random"} - state.keys()
+        if missing or isinstance(state["step"], bool) or not isinstance(state["step"], int) or state["step"] < 0:
+            raise ValueError(f"{STATE} is no state of a run (missing: {sorted(missing) or 'a step >= 0'})")
+    return {"generators": {}} | state
+
+
+@contextmanager
+def _sentence_about(checkpoint: Path) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one sentence: the state was written by other objects, or by a stranger."""
+    try:
+        yield
+    except Exception as error:  # torch, pickle and the objects' own: any of their kinds
+        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {checkpoint} does not fit this run: {reason}; build model, optimizer, scheduler and batches "
+            "as the run did, or resume from the checkpoint before it"
+        ) from error
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:

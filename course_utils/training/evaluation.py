@@ -22,6 +22,9 @@ def predict(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> tuple[Ten
 
     Returns:
         ``(logits (N, C), labels (N,))`` on the CPU.
+
+    Raises:
+        ValueError: there are no batches.
     """
     was_training = model.training
     model.eval()
@@ -32,6 +35,8 @@ def predict(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> tuple[Ten
         logits.append(model(**inputs).logits.float().cpu())
         labels.append(batch["labels"].cpu())
     model.train(was_training)
+    if not logits:
+        raise ValueError(f"batches={type(batches).__name__} is empty; allowed: an iterable with at least one batch")
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -41,7 +46,7 @@ def evaluate(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> dict[str
     predicted = logits.argmax(-1)
     return {
         "loss": nn.functional.cross_entropy(logits, labels).item(),
-        "accuracy": (predicted == labels).float().mean().item(),
+        "accuracy": (predicted == labels).double().mean().item(),
         "macro_f1": macro_f1(predicted, labels, logits.shape[-1]),
     }
 
@@ -56,4 +61,4 @@ def macro_f1(predicted: Tensor, labels: Tensor, num_labels: int) -> float:
     """
     confusion = torch.bincount(labels * num_labels + predicted, minlength=num_labels**2).view(num_labels, num_labels)
     hits, of_label, of_prediction = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    return (2 * hits / (of_label + of_prediction).clamp(min=1)).double().mean().item()
+    return (2 * hits.double() / (of_label + of_prediction).clamp(min=1)).mean().item()

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from course_utils.data.batches import IGNORED, Batch, to_device, windows
-from course_utils.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from course_utils.data.packing import check_mask_fits
+from course_utils.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_own_generators
 
 
 @dataclass
@@ -75,7 +76,10 @@ def train(
         ``learning_rate`` (used in this step).
 
     Raises:
-        ValueError: ``batches`` is empty, or cannot be saved though the config asks for it.
+        ValueError: ``batches`` is empty, or cannot be saved though the config asks for it; a window without a target;
+            an attention mask that overrules the model's own.
+        CheckpointError: the checkpoint to resume from does not fit, or an object draws from a generator that cannot be
+            saved.
     """
     position = batches if hasattr(batches, "state_dict") else None
     if (config.save_every or config.resume) and position is None:
@@ -85,7 +89,9 @@ def train(
     step, history = 0, []
     checkpoint = latest_checkpoint(config.folder) if config.resume else None
     if checkpoint is not None:
-        step = load_checkpoint(checkpoint, model, optimizer, scheduler, position)
+        step = load_checkpoint(checkpoint, model, optimizer, scheduler, position, loss_function)
+    if config.save_every:  # a generator that cannot be saved is named now, not after the first hours
+        save_own_generators(model, optimizer, scheduler, position, loss_function)
 
     device = next(model.parameters()).device
     model.zero_grad()
@@ -94,6 +100,7 @@ def train(
         for window in windows(batches, config.accumulation):
             # One number for the whole window: the mean over its targets is what the big batch would have given.
             num_targets = sum(count_targets(model, batch) for batch in window)
+            check_window(model, window, num_targets, step + 1)
             loss = torch.zeros((), device=device)
             for batch in window:
                 model.train()  # an evaluation may have switched dropout off
@@ -116,12 +123,29 @@ def train(
             if on_step is not None:
                 on_step(record)
             if is_due(step, config.save_every, config.max_steps):
-                save_checkpoint(config.folder, step, model, optimizer, scheduler, position)
+                save_checkpoint(config.folder, step, model, optimizer, scheduler, position, loss_function)
             if step == config.max_steps:
                 break
         if step == step_before_epoch:
             raise ValueError(f"batches={type(batches).__name__} is empty; allowed: an iterable with at least one batch")
     return history
+
+
+def check_window(model: nn.Module, window: list[Batch], num_targets: int, step: int) -> None:
+    """Before a window is computed: does it teach anything, and do packed batches fit the model?
+
+    Raises:
+        ValueError: no target in it (its mean would be 0/0); or an explicit attention mask that overrules the model's
+            own window (``check_mask_fits``).
+    """
+    if num_targets == 0:
+        raise ValueError(
+            f"step {step} has no target, all labels of its {len(window)} batches are {IGNORED}; allowed: at least one "
+            "target a window (longer rows, a larger batch or more accumulation)"
+        )
+    mask, config = window[0].get("attention_mask"), getattr(model, "config", None)
+    if step == 1 and mask is not None and mask.ndim == 4 and hasattr(config, "get_text_config"):
+        check_mask_fits(mask, config)
 
 
 def share_of_loss(
@@ -130,12 +154,16 @@ def share_of_loss(
     """This micro-batch's part of the window's mean loss: the sum over its targets / all targets of the window.
 
     ``model`` returns the mean over the micro-batch's own n targets; times n / num_targets it is that part. Dividing by
-    the number of micro-batches instead gives a target in a short micro-batch more weight than one in a long one.
+    the number of micro-batches instead gives a target in a short micro-batch more weight than one in a long one. A
+    micro-batch without targets, whose mean is 0/0, has the part 0.
     """
     if loss_function is not None:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         return loss_function(model(**inputs), batch["labels"], num_items_in_batch=num_targets)
-    return model(**batch).loss * (count_targets(model, batch) / num_targets)
+    outputs, own_targets = model(**batch), count_targets(model, batch)
+    if own_targets == 0:
+        return outputs.logits.sum() * 0  # with a graph: other ranks wait for this one's backward pass
+    return outputs.loss * (own_targets / num_targets)
 
 
 def summed_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:

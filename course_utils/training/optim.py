@@ -15,24 +15,32 @@ State names and shapes are ``torch.optim.AdamW``'s, so ``state_dict`` travels be
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+MOST_KERNELS = 8  # of one CompiledAdamW; what would need more runs uncompiled
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_SWITCHES = {"amsgrad": False, "maximize": False, "differentiable": False, "decoupled_weight_decay": True}  # torch's
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW, one parameter at a time: the version to read.
 
     Args:
-        params: tensors, or groups as ``parameter_groups`` makes them.
+        params: real tensors, or groups as ``parameter_groups`` makes them.
         lr: learning rate, >= 0.
         betas: decay of the two moving averages, each in [0, 1).
         eps: added to the root, > 0; it bounds the step where gradients vanish.
         weight_decay: decoupled decay, >= 0; each step shrinks a weight by ``lr * weight_decay`` of itself.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range, or one of torch's switches (amsgrad, maximize, ...) in a group or in
+            a loaded state; a sparse gradient.
     """
 
     def __init__(
@@ -43,11 +51,32 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ):
-        _check_range("lr", lr, lr >= 0, "a number >= 0")
-        _check_range("betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
-        _check_range("eps", eps, eps > 0, "a number > 0")
-        _check_range("weight_decay", weight_decay, weight_decay >= 0, "a number >= 0")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        _check_group(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the group is checked first."""
+        _check_group(self.defaults | param_group)
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.is_complex():
+                raise ValueError(f"a parameter is {p.dtype}; allowed: real ones (torch.view_as_real)")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, for a state of these three classes or of torch's AdamW.
+
+        Raises:
+            ValueError: it was made with a setting that would be ignored here, or lacks something; nothing is loaded.
+        """
+        for group in state_dict["param_groups"]:
+            _check_group(group)
+        for number, entry in state_dict["state"].items():
+            if missing := [name for name in _MOMENTS if name not in entry]:
+                raise ValueError(f"the state of parameter {number} lacks {missing[0]}; allowed: a state of AdamW")
+        super().load_state_dict(state_dict)
+        for entry in self.state.values():  # old states count with plain numbers
+            entry["step"] = torch.as_tensor(entry["step"], dtype=torch.float32)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -58,6 +87,8 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            if any(p.grad.layout != torch.strided for p in params):
+                raise ValueError("a parameter has a sparse gradient; allowed: dense ones (Embedding(sparse=False))")
             if params:
                 self._update(group, params)
         return loss
@@ -108,11 +139,13 @@ class ForeachAdamW(AdamW):
         torch._foreach_addcdiv_(params, m, roots, [-lr / (1 - beta1**t) for t in counts])
 
 
-class CompiledAdamW(AdamW):
+class CompiledAdamW(ForeachAdamW):
     """AdamW as one generated kernel: every number is read and written once per step instead of once per line.
 
     ``torch.compile`` fuses the elementwise lines of the update. What changes from step to step (learning rate, bias
-    corrections) enters as a tensor: a Python float would be baked into the code and compiled anew every step.
+    corrections) enters as a tensor: a Python float would be baked into the code and compiled anew every step. A kernel
+    is made for a list of parameters; where gradients come and go, and more than a few lists occur, the further ones
+    take ``ForeachAdamW``'s way.
 
     Raises:
         RuntimeError: no C++ compiler on this machine (``torch.compile`` generates C++ or Triton code).
@@ -124,45 +157,52 @@ class CompiledAdamW(AdamW):
                 "CompiledAdamW needs a C++ compiler and none was found; install g++ (or set CXX), or use ForeachAdamW"
             )
         super().__init__(*args, **kwargs)
+        self._kernels: set[tuple[int, ...]] = set()  # the lists of parameters that have one
 
     def _update(self, group: dict, params: list[nn.Parameter]) -> None:
-        states = [self._state_of(p) for p in params]
-        torch._foreach_add_([s["step"] for s in states], 1)
-        by_count: dict[float, list[int]] = {}  # usually one entry: all parameters are at the same step
-        for index, state in enumerate(states):
-            by_count.setdefault(state["step"].item(), []).append(index)
+        alike: dict[tuple, list[nn.Parameter]] = {}  # usually one entry: all at the same step, of one type
+        for p in params:
+            alike.setdefault((self._state_of(p)["step"].item() + 1, p.dtype, p.device), []).append(p)
+        for (t, _, _), chosen in alike.items():
+            if not self._update_compiled(group, chosen, t):
+                super()._update(group, chosen)
+
+    def _update_compiled(self, group: dict, params: list[nn.Parameter], t: float) -> bool:
+        """Step ``t`` of parameters of one type on one device; False, and nothing is done, without a kernel for them."""
+        kernel = tuple(map(id, params))
+        if kernel not in self._kernels and len(self._kernels) >= MOST_KERNELS:
+            return False
+        self._kernels.add(kernel)
         lr, (beta1, beta2) = group["lr"], group["betas"]
-        for t, chosen in by_count.items():
-            numbers = [1 - lr * group["weight_decay"], (1 - beta2**t) ** 0.5, -lr / (1 - beta1**t)]
-            precision = torch.promote_types(params[0].dtype, torch.float32)  # 1 - 1e-5 is 1 in bfloat16
-            scalars = torch.tensor(numbers, dtype=precision, device=params[0].device)
-            _compiled_update()(
-                [params[i] for i in chosen],
-                [params[i].grad for i in chosen],
-                [states[i]["exp_avg"] for i in chosen],
-                [states[i]["exp_avg_sq"] for i in chosen],
-                scalars,
-                beta1,
-                beta2,
-                group["eps"],
-            )
+        numbers = [1 - lr * group["weight_decay"], (1 - beta2**t) ** 0.5, -lr / (1 - beta1**t)]
+        numbers += [1 - beta1, beta2, 1 - beta2, group["eps"]]
+        precision = torch.promote_types(params[0].dtype, torch.float32)  # 1 - 1e-5 is 1 in bfloat16
+        scalars = torch.tensor(numbers, dtype=precision, device=params[0].device)
+        states = [self.state[p] for p in params]
+        moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        # A tensor without a dimension counts as a constant for the compiler: what is written into it is lost.
+        lists = [[x if x.ndim else x.unsqueeze(0) for x in xs] for xs in (params, [p.grad for p in params], *moments)]
+        try:
+            _compiled_update()(*lists, scalars)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:  # the kernels of all optimizers together are too many
+            return False
+        torch._foreach_add_([state["step"] for state in states], 1)
+        return True
 
 
 def _adamw_lists(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    scalars: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], scalars: Tensor
 ) -> None:
-    """The body that is compiled. ``scalars`` (3,): decay factor, root of v's bias correction, negative step size."""
-    decay, v_root, step_size = scalars.unbind()
+    """The body that is compiled.
+
+    Args:
+        params, grads, exp_avgs, exp_avg_sqs: equally long, of one type.
+        scalars: (7,): decay factor, root of v's bias correction, negative step size, 1 - beta1, beta2, 1 - beta2, eps.
+    """
+    decay, v_root, step_size, new_in_m, old_in_v, new_in_v, eps = scalars.unbind()
     for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
-        new_m = m + (1 - beta1) * (g - m)
-        new_v = beta2 * v + (1 - beta2) * g * g
+        new_m = m + new_in_m * (g - m)
+        new_v = old_in_v * v + new_in_v * g * g
         m.copy_(new_m)
         v.copy_(new_v)
         p.copy_(p * decay + step_size * new_m / (new_v.sqrt() / v_root + eps))
@@ -170,7 +210,7 @@ def _adamw_lists(
 
 @functools.cache
 def _compiled_update() -> Callable:
-    # One variant per list of shapes and per group; the default limit of 8 variants is for code that should not vary.
+    # One variant per list of shapes; torch's default limit of 8 variants is for code that should not vary.
     return torch.compile(_adamw_lists, fullgraph=True, dynamic=False, recompile_limit=64)
 
 
@@ -207,6 +247,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for a group of settings, given, added or loaded, that the three classes do not follow."""
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        if name not in group:
+            raise ValueError(f"{name} is missing in a group; allowed: groups of AdamW")
+    betas, eps = group["betas"], group["eps"]
+    for name in ("lr", "weight_decay"):
+        _check_range(name, group[name], _is_number(group[name]) and group[name] >= 0, "a finite number >= 0")
+    two = isinstance(betas, tuple | list) and len(betas) == 2 and all(map(_is_number, betas))
+    _check_range("betas", betas, two and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
+    _check_range("eps", eps, _is_number(eps) and eps > 0, "a finite number > 0")
+    for name, followed in _SWITCHES.items():
+        _check_range(name, group.get(name, followed), group.get(name, followed) == followed, f"{followed}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_range(name: str, value: object, allowed: bool, text: str) -> None:

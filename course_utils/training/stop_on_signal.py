@@ -3,11 +3,17 @@
 SLURM sends SIGUSR1 (``--signal``) or SIGTERM before it takes the machines away, Kubernetes and spot instances send
 SIGTERM. Transformers' own ``enable_jit_checkpoint`` waits three seconds in each process and lets each decide alone:
 ranks then stop at different steps and wait for each other for ever. Here all ranks decide together.
+
+A launcher that is killed with SIGKILL tells its ranks nothing, and they would go on beside the next start: each looks
+once a second whether its parent is still the one that started it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -16,13 +22,19 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+GONE = "launcher gone"
+_parents = {os.getpid(): os.getppid()}  # as this process begins; by process, as one may be forked
+LOOK = 1.0  # seconds between two looks at the parent
+GRACE = 60.0  # seconds to save and stop once it is gone; a rank may wait for one that is dead
 
 
 class StopOnSignal(TrainerCallback):
     """Save a checkpoint and stop at the end of the current optimizer step once any rank got one of ``SIGNALS``.
 
     The handlers are installed when training begins and put back when it ends; a second signal changes nothing.
-    ``stopped_by`` is the signal's name afterwards ("signal of another rank" where it came from elsewhere), else None.
+    A launcher that died counts as a signal; ranks that cannot stop within ``GRACE`` seconds then end with code 1.
+    ``stopped_by`` is the signal's name afterwards (``GONE``, or "signal of another rank" where it came from elsewhere),
+    else None.
 
     One number is all-reduced per step. The Trainer reads the loss after every step anyway (its check for NaN), so this
     does not add the first wait for the GPU.
@@ -32,6 +44,7 @@ class StopOnSignal(TrainerCallback):
         self.received: str | None = None
         self.stopped_by: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._ended = threading.Event()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Only a note: saving in the middle of a step would save half of it, and other ranks are elsewhere.
@@ -42,6 +55,20 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else (Ray Train)
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        if "LOCAL_RANK" in os.environ and "RANK" in os.environ:  # a launcher's; a shell may end before its program
+            self._ended.clear()
+            parent = _parents.setdefault(os.getpid(), os.getppid())
+            threading.Thread(target=self._watch_launcher, args=(parent,), daemon=True).start()
+
+    def _watch_launcher(self, parent: int) -> None:
+        while os.getppid() == parent:
+            if self._ended.wait(LOOK):
+                return
+        self.received = GONE
+        if not self._ended.wait(GRACE):
+            with contextlib.suppress(OSError):  # the launcher's end of a pipe is closed
+                print(f"error: the launcher is gone and the step did not end within {GRACE:g} s", file=sys.stderr)
+            os._exit(1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if any_rank(self.received is not None, args.device):
@@ -51,6 +78,7 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._ended.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

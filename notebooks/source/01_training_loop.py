@@ -1366,4 +1366,4 @@ teach.claim("training made the model surer", surer, when=max_steps >= 200)
 #
 # </details>
 #
-# **Next:** lesson 02: how sentences become batches, what padding costs, and how to pay less for it.
+# **Next:** [lesson 02](02_batches.ipynb): how sentences become batches, what padding costs, and how to pay less for it.

@@ -1194,4 +1194,4 @@ teach.claim("that is the running sum of lengths", same)
 #
 # </details>
 #
-# **Next:** lesson 03 hands loop and collators to `Trainer`, and looks inside while it works.
+# **Next:** [lesson 03](03_trainer.ipynb) hands loop and collators to `Trainer`, and looks inside while it works.

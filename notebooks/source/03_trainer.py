@@ -11,19 +11,20 @@
 # ---
 
 # %% [markdown]
-# # 03 · Trainer and TrainingArguments
+# # 03 · Trainer: its arguments, and what it does in one step
 #
-# In lesson 01 you wrote the training loop. `transformers.Trainer` is the same loop, written once for everybody: with
-# evaluation, checkpoints, mixed precision, several devices and trackers. This lesson opens it up, so that you use it
-# because you know what it does, and leave it when you need something else.
+# In lesson 01 you wrote the training loop. `transformers.Trainer` is the same loop, written once for everybody, with
+# evaluation, checkpoints, 16-bit arithmetic, several devices and trackers. This lesson opens it up.
 #
 # **You will be able to**
-# - write a run in a few lines and prove that it is lesson 01's loop;
-# - say which method runs when in one step, and therefore which one to override;
-# - choose arguments group by group, evaluate with metrics, keep the best checkpoint, resume exactly, watch curves;
-# - spot four silent bugs before they cost a run.
 #
-# **Minutes:** {minutes} · **Prerequisites:** lessons 01 (the loop) and 02 (collators).
+# - write a run in a few lines and prove that it is lesson 01's loop;
+# - say which method runs when in one step, and so which one to override;
+# - choose arguments, keep the best checkpoint, resume exactly;
+# - repair a Trainer whose bugs raise nothing.
+#
+# **Minutes:** {minutes} · **Prerequisites:** lessons 01 (the loop) and 02 (collators). Terms:
+# [GLOSSARY.md](../GLOSSARY.md). *Deeper* sections are folded; nothing else needs them.
 
 # %% tags=["parameters"]
 source = "local"  # "local": offline; "hub": the public data sets and models
@@ -36,201 +37,239 @@ from course_utils import teach
 teach.start(source=source, max_steps=max_steps, seed=seed)
 
 # %% [markdown]
-# ## 1 · The same run in a few lines
+# ## 1 · Where this leads: a run, and which of its checkpoints is kept
 #
-# The task is lesson 01's: which library does a documentation sentence come from? The Trainer wants three things from
-# you: a **model** that returns a loss, **data sets** whose rows are dictionaries, and a **collator** that turns rows
-# into a batch. Everything else is a setting.
+# The task is lesson 01's: which library does a sentence of documentation come from? Rows of this kind, from this
+# course:
 
 # %%
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
-from course_utils.data import load_classification
+from course_utils.data import load_classification, own_sentences
 from course_utils.models import load_classifier, load_tokenizer
 
-dataset = load_classification(source)
-tokenizer = load_tokenizer(source)
+torch.set_num_threads(1)  # small models: one thread costs half the time of two
+dataset, tokenizer = load_classification(source), load_tokenizer(source)
 num_labels = dataset["train"].features["label"].num_classes
-print({name: len(split) for name, split in dataset.items()}, "labels:", num_labels)
-
+for sentence in own_sentences()[:3]:
+    ids = tokenizer(sentence)["input_ids"]
+    print(f"{len(ids):3} tokens {ids[:5]} ...  {sentence[:48]}")
 
 # %% [markdown]
-# `map` tokenises each split once (lesson 02). We keep `label` under its own name for now: the collator renames it to
-# `labels`, which is what the model's `forward` calls it. Section 12 shows what happens when that name is wrong. Rows
-# are cut at 48 tokens, as in lesson 01.
-
+# What goes where:
 
 # %%
+from course_utils.lessons.lesson_03 import diagrams, figures
+
+teach.show(diagrams.flow())
+
+# %% [markdown]
+# Rows first, tokenised by `map` (lesson 02). The collator renames the column `label` to `labels`, as the model's
+# `forward` calls it. We train on 3,000 rows only, as if labels were scarce.
+
+# %%
+texts = [name for name in dataset["train"].column_names if name != "label"]
+
+
 def tokenize(rows):
-    return tokenizer(rows["text"], truncation=True, max_length=48)
+    encoded = tokenizer(rows["text"], truncation=True, max_length=48)
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
-text_columns = [name for name in dataset["train"].column_names if name != "label"]
-rows = dataset.map(tokenize, batched=True, remove_columns=text_columns)
-rows = rows.select_columns([name for name in rows["train"].column_names if name != "token_type_ids"])
-train_rows, validation_rows, test_rows = rows["train"], rows["validation"], rows["test"]
+rows = dataset.map(tokenize, batched=True, remove_columns=texts)
+train_rows = rows["train"].shuffle(seed=seed).select(range(3000))
+validation_rows = rows["validation"].shuffle(seed=seed)
+validation_rows = validation_rows.select(range(min(1000, len(validation_rows))))
+test_rows = rows["test"]
 collate = DataCollatorWithPadding(tokenizer)
-print(train_rows.column_names, "->", list(collate([train_rows[0], train_rows[1]])))
+batch = collate([train_rows[0], train_rows[1]])
+print(train_rows.column_names, "->", {k: tuple(v.shape) for k, v in batch.items()})
 
 # %% [markdown]
-# Now the run itself. `scratch` is a temporary folder for everything this lesson writes. Twenty steps are enough to see
-# it work; the full run comes in section 7.
+# `compute_metrics` receives all predictions and labels of an evaluation and returns a dictionary:
 
 # %%
-scratch = TemporaryDirectory()
-set_seed(seed)
-model = load_classifier(num_labels, source)
+from sklearn.metrics import accuracy_score, f1_score
 
-trainer = Trainer(
-    model,
-    TrainingArguments(
-        output_dir=f"{scratch.name}/first",
-        per_device_train_batch_size=32,
-        learning_rate=1e-3,
-        max_steps=20,
-        logging_steps=5,
-        save_strategy="no",
-        disable_tqdm=True,  # no progress bar: this notebook's outputs are compared by a test
-        dataloader_pin_memory=False,  # pinning helps only when batches are copied to a GPU
-    ),
-    train_dataset=train_rows,
-    data_collator=collate,
-)
+
+def compute_metrics(prediction):
+    chosen = prediction.predictions.argmax(axis=-1)  # (N, C) -> (N,)
+    f1 = f1_score(prediction.label_ids, chosen, average="macro", zero_division=0)
+    return {"accuracy": accuracy_score(prediction.label_ids, chosen), "macro_f1": f1}
+
 
 # %% [markdown]
-# Without a progress bar the Trainer prints its logs through a callback instead. We remove that one and read
-# `trainer.state.log_history`, a plain list of dictionaries. It is the source of every curve in this lesson.
+# The settings. With `load_best_model_at_end` the run ends with the weights of its best evaluation, here that of the
+# lowest validation loss. `save_total_limit=2` keeps two checkpoints at a time.
 
 # %%
-from transformers.trainer_callback import PrinterCallback
-
-trainer.remove_callback(PrinterCallback)
-result = trainer.train()
-for entry in trainer.state.log_history[:2]:
-    print({key: round(value, 1) for key, value in entry.items() if key in ("step", "loss")})
-print("steps:", result.global_step, "| last entry:", sorted(trainer.state.log_history[-1])[:3], "...")
+every = max(1, max_steps // 8)
+settings = {
+    "max_steps": max_steps,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 128,
+    "learning_rate": 1e-3 if source == "local" else 5e-5,
+    "warmup_steps": 0.1,  # below 1: a share of the run
+    "weight_decay": 0.01,
+    "logging_steps": max(1, every // 5),
+    "eval_strategy": "steps",
+    "eval_steps": every,
+    "save_strategy": "steps",
+    "save_steps": every,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "seed": seed,
+}
 
 # %% [markdown]
-# The logged `loss` is the mean over the steps since the last log, not the loss of that step. With `logging_steps=500`
-# (the default) a run of 300 steps logs no loss curve at all.
-#
-# The rest of the lesson builds many Trainers. `quiet_trainer` is the cell above as a function: everything it does not
-# name is passed on to `TrainingArguments`. The *tiny* model keeps demonstrations short.
+# And the Trainer. `NoteCheckpoints` notes which checkpoints are on disk after each save; it is a *callback*, an object
+# whose methods the Trainer calls at fixed points (lesson 05). So is the Trainer's own progress table, below: a row for
+# each evaluation.
 
 # %%
-from course_utils.training.settings import quiet_trainer
+from course_utils.lessons.lesson_03.runs import NoteCheckpoints
 
-teach.show_source(quiet_trainer)
+scratch, notes = TemporaryDirectory(), NoteCheckpoints()
+names = "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"
+layers = dict(zip(names, (2, 64, 64, 2), strict=True))
 
 
-# %%
-def tiny_model(**overrides):
-    """One layer, width 64; the same weights at every call."""
+def main_model(seed):
+    """Two layers of width 64; from the hub: DistilBERT."""
     set_seed(seed)
-    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
-    return load_classifier(num_labels, vocab_size=len(tokenizer), **(sizes | overrides))
+    return load_classifier(num_labels, source, **(layers if source == "local" else {}))
+
+
+# %% tags=["nbval-ignore-output"]
+trainer = Trainer(
+    main_model(seed),
+    TrainingArguments(f"{scratch.name}/main", disable_tqdm=False, **settings),
+    train_dataset=train_rows,
+    eval_dataset=validation_rows,
+    data_collator=collate,
+    compute_metrics=compute_metrics,
+    callbacks=[notes],
+)
+result = trainer.train()
+teach.claim("it made every step", result.global_step == max_steps)
+
+# %%
+state = trainer.state
+teach.show(figures.training_curves(state.log_history, state.best_global_step))
+
+# %% [markdown]
+# The model learns its 3,000 rows by heart: the training loss goes to nearly nothing, the validation loss turns and
+# rises. The best checkpoint by loss is not the last, and it is in memory now: we evaluate again. (Accuracy and macro-F1
+# still grow: section 6.)
+
+# %% tags=["nbval-ignore-output"]
+from transformers.utils.notebook import NotebookProgressCallback
+
+trainer.remove_callback(NotebookProgressCallback)  # no more tables from here on
+again = trainer.evaluate()["eval_loss"]
+print(f"best at step {state.best_global_step}: validation loss {again:.3f}")
+full_run = max_steps >= 400 and source == "local"
+middle = state.best_global_step < max_steps
+teach.claim("the best checkpoint is not the last", middle, when=full_run)
+same = abs(again - state.best_metric) < 1e-4
+teach.claim("the model in memory has the best loss, within 1e-4", same)
+
+# %% [markdown]
+# `state.log_history` is a plain list of dictionaries. A logged `loss` is the mean over the steps since the last log.
+# With the default `logging_steps=500` this run would have logged none.
+#
+# From here on: `quiet_trainer` makes a Trainer without table and printing; every keyword that it does not name goes to
+# `TrainingArguments`. `logged(trainer, key)` gives step and value of each log entry that has the key. The *tiny* model,
+# one layer, keeps demonstrations short.
+
+# %%
+from course_utils.training.settings import logged, quiet_trainer
+
+
+def tiny_model(**changes):
+    """The same weights at every call."""
+    set_seed(seed)
+    sizes = layers | {"num_hidden_layers": 1} | changes
+    return load_classifier(num_labels, vocab_size=len(tokenizer), **sizes)
 
 
 few_rows = train_rows.select(range(960))
 some_rows = validation_rows.select(range(min(300, len(validation_rows))))
-print(f"{tiny_model().num_parameters():,} parameters")
 
 # %% [markdown]
 # ## 2 · Is it really the same loop?
 #
-# A claim to be proved, not believed. Lesson 01's loop and the Trainer get the same weights, rows and settings. Three
-# things must be pinned, and each is a lesson about reproducibility:
+# Lesson 01's loop and the Trainer get the same weights, rows and settings. Three things must be pinned:
 #
-# 1. **Order.** The Trainer shuffles with a `RandomSampler`. `train_sampling_strategy="sequential"` keeps the rows'
-#    order.
+# 1. **Order.** The Trainer shuffles. `train_sampling_strategy="sequential"` keeps the rows' order.
 # 2. **Dropout.** Both must draw the same random numbers. Starting PyTorch's `DataLoader` draws one number from the
-#    global generator, our `ShuffledBatches` draws none. So we seed after the loader has started: in `on_step_begin`
-#    of step 0, just before the first forward pass.
-# 3. **Arithmetic.** The same AdamW kernel (fused) and the same processor: `use_cpu=True`.
+#    global generator, lesson 01's `ShuffledBatches` draws none. So the callback `SeedFirstStep` seeds just before the
+#    first forward pass.
+# 3. **Arithmetic.** The same AdamW (*fused*: one call for many tensors) on the same processor, `use_cpu=True`.
 
 # %%
-from transformers import TrainerCallback
+from course_utils.lessons.lesson_03.runs import SeedFirstStep
 
+steps = min(40, max_steps)
+warmup = min(10, steps)
+same = {"learning_rate": 1e-3, "weight_decay": 0.01, "max_steps": steps}
+same |= {"lr_scheduler_type": "cosine", "warmup_steps": warmup, "seed": seed}
+same |= {"per_device_train_batch_size": 32, "logging_steps": 1, "use_cpu": True}
+same |= {"train_sampling_strategy": "sequential", "data_collator": collate}
+same |= {"callbacks": [SeedFirstStep()]}
+two_layers = {"num_hidden_layers": 2}
+of_trainer = quiet_trainer(tiny_model(**two_layers), scratch.name, train_rows, **same)
+result = of_trainer.train()
+
+# %% [markdown]
+# The loop's run, from lesson 01:
+
+# %%
 from course_utils.data.batches import ShuffledBatches
 from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import parameter_groups
 from course_utils.training.schedules import make_scheduler
-from course_utils.training.settings import logged
 
-
-class SeedFirstStep(TrainerCallback):
-    """Seed every generator right before the first forward pass."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:
-            set_seed(args.seed)
-
-
-# %% [markdown]
-# The Trainer's run, with a warm-up, a cosine schedule, weight decay and clipping, so that there is something to differ.
-
-# %%
-parity_steps = min(40, max_steps)
-warmup = min(10, parity_steps)
-settings = {"learning_rate": 1e-3, "weight_decay": 0.01, "lr_scheduler_type": "cosine", "warmup_steps": warmup}
-trainer = quiet_trainer(
-    tiny_model(num_hidden_layers=2),
-    scratch.name,
-    train_rows,
-    data_collator=collate,
-    callbacks=[SeedFirstStep()],
-    max_steps=parity_steps,
-    per_device_train_batch_size=32,
-    logging_steps=1,
-    train_sampling_strategy="sequential",
-    use_cpu=True,
-    seed=seed,
-    **settings,
-)
-result = trainer.train()
-
-# %% [markdown]
-# The loop's run, from lesson 01.
-
-# %%
-loop_model = tiny_model(num_hidden_layers=2)
-optimizer = torch.optim.AdamW(parameter_groups(loop_model, weight_decay=0.01), lr=1e-3, fused=True)
-scheduler = make_scheduler(optimizer, "cosine", warmup_steps=warmup, max_steps=parity_steps)
+model = tiny_model(**two_layers)
+groups = parameter_groups(model, weight_decay=0.01)
+optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+scheduler = make_scheduler(optimizer, "cosine", warmup, steps)
 batches = ShuffledBatches(train_rows, 32, collate, shuffle=False)
 set_seed(seed)
-history = train(loop_model, batches, optimizer, LoopConfig(max_steps=parity_steps), scheduler)
-
-# %% [markdown]
-# Not "close": the same bits, in the loss of every step, the gradient norms, the learning rates and the final weights.
+history = train(model, batches, optimizer, LoopConfig(steps), scheduler)
 
 # %%
 for key in ("loss", "grad_norm", "learning_rate"):
-    of_trainer = [value for _, value in logged(trainer, key)]
-    of_loop = [record[key] for record in history]
-    assert of_trainer == of_loop, key
-    print(f"{key:14} equal at all {len(of_loop)} steps: {of_trainer == of_loop}")
-pairs = list(zip(trainer.model.parameters(), loop_model.parameters(), strict=True))
-assert all(torch.equal(a, b) for a, b in pairs)
-print("final weights equal, bit for bit:", all(torch.equal(a, b) for a, b in pairs))
+    ours = [record[key] for record in history]
+    theirs = [value for _, value in logged(of_trainer, key)]
+    worst = max(abs(a - b) for a, b in zip(theirs, ours, strict=True))
+    teach.claim(f"{key}: equal at all {len(ours)} steps, bit for bit", worst == 0)
+pairs = zip(of_trainer.model.parameters(), model.parameters(), strict=True)
+worst = max((a - b).abs().max().item() for a, b in pairs)
+teach.claim("no weight differs at the end", worst == 0)
 
 # %% [markdown]
-# So nothing in the Trainer is magic, and nothing in your loop was a toy.
+# Nothing in the Trainer is magic.
+
+# %% [markdown]
+# ### Deeper: what does the convenience cost?
 #
-# ### What does the convenience cost?
-#
-# The Trainer does bookkeeping around each step: callbacks, control flags, a check for NaN, a counter of operations.
-# We note the time after every step of both, on the tiny model, where a fixed cost per step weighs most. Same rows, same
+# The Trainer does bookkeeping around each step: callbacks, control flags, a check for NaN, a counter of operations. We
+# note the time after every step of both, on the tiny model, where a fixed cost per step weighs most. Same rows, same
 # order; the two take turns, and the fastest step of each counts, because a busy machine slows the others. `make bench`
 # repeats this with medians of more rounds and with larger models.
 
 # %%
 import itertools
-import statistics
 import time
+
+from transformers import TrainerCallback
 
 
 class Clock(TrainerCallback):
@@ -243,28 +282,39 @@ class Clock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
+def gaps(times):
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
 def steps_of_trainer(count):
     clock = Clock()
-    options = {"per_device_train_batch_size": 32, "train_sampling_strategy": "sequential", "callbacks": [clock]}
-    quiet_trainer(tiny_model(), scratch.name, few_rows, data_collator=collate, max_steps=count, **options).train()
-    return [after - before for before, after in itertools.pairwise(clock.times)]
+    options = {"per_device_train_batch_size": 32, "callbacks": [clock]}
+    options |= {"train_sampling_strategy": "sequential", "max_steps": count}
+    data = {"train_dataset": few_rows, "data_collator": collate}
+    quiet_trainer(tiny_model(), scratch.name, **data, **options).train()
+    return gaps(clock.times)
 
 
 # %%
 def steps_of_loop(count):
-    model = tiny_model().to("cuda" if torch.cuda.is_available() else "cpu")  # where the Trainer puts it
+    times = []
+    model = tiny_model().to(trainer.args.device)  # where the Trainer puts it
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=5e-5, fused=True)
     batches = ShuffledBatches(few_rows, 32, collate, shuffle=False)
-    times = []
-    train(model, batches, optimizer, LoopConfig(count), on_step=lambda record: times.append(time.perf_counter()))
-    return [after - before for before, after in itertools.pairwise(times)]
+
+    def note(record):
+        times.append(time.perf_counter())
+
+    train(model, batches, optimizer, LoopConfig(count), on_step=note)
+    return gaps(times)
 
 
 # %% tags=["nbval-ignore-output"]
 rounds = [(steps_of_trainer(25), steps_of_loop(25)) for _ in range(2)]
-of_trainer, of_loop = (1e3 * min(sum(column, [])) for column in zip(*rounds, strict=True))
-print(f"per step: loop {of_loop:.1f} ms, Trainer {of_trainer:.1f} ms, ratio {of_trainer / of_loop:.2f}")
-assert 0.5 < of_trainer / of_loop < 3
+theirs, ours = (1e3 * min(sum(column, [])) for column in zip(*rounds, strict=True))
+ratio = theirs / ours
+print(f"per step: loop {ours:.1f} ms, Trainer {theirs:.1f} ms, ratio {ratio:.2f}")
+teach.claim("the Trainer takes under three times as long", 0.5 < ratio < 3)
 
 # %% [markdown]
 # One part of the cost depends on the model. To count floating point operations, the Trainer walks through all parameter
@@ -284,123 +334,112 @@ def counter_cost(**sizes):
     return model.num_parameters(), len(list(model.parameters())), min(times)
 
 
-small, wide, deep = counter_cost(), counter_cost(hidden_size=512), counter_cost(num_hidden_layers=12)
+small, wide = counter_cost(), counter_cost(hidden_size=512)
+deep = counter_cost(num_hidden_layers=12)
 for name, (size, tensors, cost) in {"small": small, "wide": wide, "deep": deep}.items():
     print(f"{name:5} {size:9,} parameters in {tensors:2} tensors: {cost:.2f} ms")
-assert wide[0] > 5 * small[0] and wide[1] == small[1] < deep[1] and wide[0] > deep[0]
-assert deep[2] > 2 * small[2] and deep[2] > 2 * wide[2]  # more tensors cost more, larger ones do not
+larger = wide[0] > 5 * small[0] and wide[0] > deep[0] and wide[1] == small[1]
+teach.claim("wide has the most parameters, and no more tensors than small", larger)
+dearer = deep[2] > 2 * small[2] and deep[2] > 2 * wide[2]
+teach.claim("more tensors cost over twice as much, larger ones do not", dearer)
 
 # %% [markdown]
-# So the cost grows only with the number of parameter tensors, not with their size: well under a millisecond here, and
-# nobody can see it in a step of 200 ms. If your Trainer run is slow, look at padding (lesson 02), data loading and
-# logging before you blame the Trainer.
+# Well under a millisecond here, and nobody can see it in a step of 200 ms. If your Trainer run is slow, look at padding
+# (lesson 02), data loading and logging before you blame the Trainer.
 
 # %% [markdown]
 # ## 3 · A look inside: which method is called when
 #
-# To change one thing in the Trainer you must know where it happens. Reading 4,700 lines is one way; watching is
-# another. `trace` gives the trainer's objects stopwatches for the duration of a `with` block and records every call.
+# To change one thing in the Trainer you must know where it happens. `trace` gives the trainer's objects stopwatches for
+# the duration of a `with` block and records every call. Two micro-batches a step, an evaluation after step 4:
 
 # %%
 from course_utils.training.trainer_trace import outline, trace
 
-
-def share_correct(prediction):
-    return {"accuracy": (prediction.predictions.argmax(axis=-1) == prediction.label_ids).mean()}
-
-
-trainer = quiet_trainer(
-    load_classifier(num_labels, vocab_size=len(tokenizer)),
-    scratch.name,
-    few_rows,
-    some_rows,
-    data_collator=collate,
-    compute_metrics=share_correct,
-    max_steps=6,
-    per_device_train_batch_size=32,
-    gradient_accumulation_steps=2,
-    per_device_eval_batch_size=64,
-    eval_strategy="steps",
-    eval_steps=4,
-    logging_steps=2,
-)
-with trace(trainer) as recorded:
-    trainer.train()
+options = {"max_steps": 6, "per_device_train_batch_size": 32, "logging_steps": 2}
+options |= {"gradient_accumulation_steps": 2, "per_device_eval_batch_size": 64}
+options |= {"eval_strategy": "steps", "eval_steps": 4}
+options |= {"data_collator": collate, "compute_metrics": compute_metrics}
+model = load_classifier(num_labels, vocab_size=len(tokenizer))  # lesson 01's
+traced = quiet_trainer(model, scratch.name, few_rows, some_rows, **options)
+with trace(traced) as recorded:
+    traced.train()
+print(outline(recorded.of_step(0)))
 
 # %% [markdown]
-# One optimizer step, with two micro-batches. Indented lines run inside the line above them.
+# Indented lines run inside the line above them. The next step, with times:
 
-# %%
-print(outline(recorded.of_step(1)))
-
-# %%
-from course_utils.lessons.lesson_03 import figures
-from course_utils.teach import charts
-
-teach.show(
-    figures.timeline(recorded.of_step(1), "One optimizer step of the Trainer, two micro-batches"),
-    alt="Timeline of one Trainer step: get_batch_samples, then twice training_step with compute_loss and backward, "
-    "then clip, optimizer, scheduler, zero_grad and logging. Forward and backward take nearly all the time.",
-)
-
-# %% [markdown]
-# Read it from top to bottom:
-#
-# | method | what it does | override it when |
-# |---|---|---|
-# | `get_batch_samples` | takes the step's micro-batches and counts their labels (`num_items_in_batch`) | rarely |
-# | `training_step` | `model.train()`, inputs to the device, `compute_loss`, `backward` | you need two backward passes |
-# | `compute_loss` | the forward pass; the loss from the model or from `compute_loss_func` | another loss (lesson 06) |
-# | clip | one global norm, as in lesson 01 | never; set `max_grad_norm` |
-# | `optimizer.step`, `scheduler.step`, `zero_grad` | once per step, not per micro-batch | never |
-# | `on_...` | callback events: black diamonds | watch or steer without subclassing (lesson 05) |
-#
-# `get_batch_samples` runs *before* any forward pass. That is why the loss can be divided by the number of labels of
-# the whole window, which lesson 01 showed to be the only correct way.
-#
-# Lesson 01's facts hold here too, and the trace proves it. Per optimizer step there are two backward passes and one
-# scheduler step:
-
-# %%
+# %% tags=["nbval-ignore-output"]
+title = "One optimizer step of the Trainer, two micro-batches"
+teach.show(figures.timeline(recorded.of_step(1), title))
 names = [call.name for call in recorded.of_step(1)]
-print({name: names.count(name) for name in ("compute_loss", "backward", "clip", "optimizer.step", "scheduler.step")})
-assert names.count("backward") == 2 and names.count("scheduler.step") == names.count("optimizer.step") == 1
-assert names.index("clip") < names.index("optimizer.step") < names.index("scheduler.step") < names.index("zero_grad")
+once = [names.count(name) for name in ("clip", "optimizer.step", "scheduler.step")]
+twice = [names.count(name) for name in ("compute_loss", "backward")]
+teach.claim("clip, optimizer and scheduler: once a step", once == [1, 1, 1])
+teach.claim("compute_loss and backward: once a micro-batch", twice == [2, 2])
 
 # %% [markdown]
-# ### Evaluation
+# | method | what it does | override it for |
+# |---|---|---|
+# | `get_batch_samples` | takes the step's micro-batches, counts their labels: `num_items_in_batch` | another count |
+# | `training_step` | inputs to the device, `compute_loss`, `backward` | two backward passes |
+# | `compute_loss` | forward pass and loss | another loss (lesson 06) |
+# | clip, `optimizer.step`, `scheduler.step`, `zero_grad` | once per step | nothing |
+# | `on_...` (diamonds) | callback events | use a callback (lesson 05) |
 #
-# `evaluate` makes a loader and hands it to `evaluation_loop`, which calls `prediction_step` once per batch: forward
-# without gradients, returning loss, logits and labels. The loop collects them all and calls your `compute_metrics`
-# once at the end, so a metric sees every row and never an average of batch averages. (Without `compute_metrics` it
-# collects only the losses: `prediction_step` is told to drop the logits.)
+# `get_batch_samples` runs *before* any forward pass: the loss can be divided by the labels of the whole window.
+
+# %% [markdown]
+# **Evaluation** calls `prediction_step` once per batch: forward without gradients. All predictions are collected, and
+# `compute_metrics` is called once at the end: a metric sees every row, never an average of batch averages.
 
 # %%
-import math
-
 print(outline(recorded.inside("evaluate")))
-names = [call.name for call in recorded.inside("evaluate")]
-assert names.count("prediction_step") == math.ceil(len(some_rows) / 64) and names.count("compute_metrics") == 1
-assert names.index("compute_metrics") > max(i for i, name in enumerate(names) if name == "prediction_step")
-
-# %%
-teach.show(
-    figures.timeline(recorded.inside("evaluate"), "One evaluation"),
-    alt="Timeline of Trainer.evaluate: the loader is made, evaluation_loop calls prediction_step once per batch, each "
-    "with compute_loss inside, and a callback event after each; then compute_metrics once, and a log entry.",
-)
 
 # %% [markdown]
-# ### And around the steps: what `train()` does
+# ### Exercise 03.1 · Predict the calls
 #
-# What is left when the steps, the evaluation and the logging are taken out is the frame: loader, optimizer, scheduler,
-# `on_train_begin`, the epochs, `on_train_end`.
+# 50 training rows, `per_device_train_batch_size=4`, `gradient_accumulation_steps=3`, `max_steps=10`; 20 evaluation rows
+# in batches of 8, `eval_strategy="steps"`, `eval_steps=4`. The Trainer also evaluates after the last step. An epoch's
+# last micro-batch may be small and its last window short; none is dropped. How often is each called?
 
 # %%
-frame = [call for call in recorded.calls if call.depth == 1 and call.kind in ("setup", "callback")]
-inside_steps = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end")
-print(" -> ".join(call.name for call in frame if call.name not in inside_steps))
-assert trainer.state.global_step == 6 and frame[-1].name == "on_train_end"
+prediction = ...  # a dict: backward, optimizer.step, prediction_step,
+# compute_loss and compute_metrics, each with a number
+
+# %%
+teach.check("03.1", prediction)
+
+# %% [markdown]
+# <details><summary>Stuck?</summary>
+#
+# `teach.show_hint("03.1")`, then `teach.show_hint("03.1", 2)`, then `teach.show_solution("03.1")`; so in all exercises.
+#
+# </details>
+
+# %% [markdown]
+# ### Deeper: an evaluation, drawn, and the frame around the steps
+
+# %% tags=["nbval-ignore-output"]
+evaluation = recorded.inside("evaluate")
+teach.show(figures.timeline(evaluation, "One evaluation"))
+names = [call.name for call in evaluation]
+whole = names.count("prediction_step") == math.ceil(len(some_rows) / 64)
+teach.claim("one prediction_step a batch", whole)
+final = names[::-1].index("compute_metrics") < names[::-1].index("prediction_step")
+teach.claim("compute_metrics comes once, after the last of them", final)
+
+# %% [markdown]
+# (Without `compute_metrics` the loop collects only the losses: `prediction_step` is told to drop the logits.) What is
+# left when steps, evaluation and logging are taken out is the frame:
+
+# %%
+inside = "on_step_begin on_substep_end on_pre_optimizer_step on_optimizer_step "
+inside += "on_step_end"
+frame = [c for c in recorded.calls if c.depth == 1 and c.kind in ("setup", "callback")]
+frame = [call.name for call in frame if call.name not in inside.split()]
+print(" -> ".join(frame))
+teach.claim("on_train_end is the last", frame[-1] == "on_train_end")
 
 # %% [markdown]
 # The Trainer's constructor has already moved the model to the device. In words, `train()` then
@@ -418,87 +457,148 @@ assert trainer.state.global_step == 6 and frame[-1].name == "on_train_end"
 # %% [markdown]
 # ## 4 · The arguments, group by group
 #
-# `TrainingArguments` has more than a hundred fields. The table lists those you will use, by group. It is generated:
-# names and defaults are read from the installed class, so it cannot go stale without an error.
+# The table lists those you will use. Names and defaults are read from the installed class. The typical values form one
+# valid configuration together.
 
 # %%
 import dataclasses
 
 from IPython.display import Markdown, display
 
-from course_utils.training.settings import MOST_USED, settings_table, typical_values
+from course_utils.training.settings import default_of, settings_table
 
-print(len(dataclasses.fields(TrainingArguments)), "fields, of which this table has", len(MOST_USED))
+print(len(dataclasses.fields(TrainingArguments)), "fields, of which you need these:")
 display(Markdown(settings_table()))
 
 # %% [markdown]
-# The typical values are not prose either. Together they form one valid configuration. (`bf16=True` is an error on a
-# machine without a GPU, unless `use_cpu=True` says that a CPU is what you want. This lesson runs anywhere.)
-
-# %%
-typical = TrainingArguments(output_dir=scratch.name, **(typical_values() | {"use_cpu": True}))
-print("schedule:", typical.lr_scheduler_type.value, "| warm-up:", typical.get_warmup_steps(1000), "of 1000 steps")
-
-# %% [markdown]
-# What each group decides:
+# To know:
 #
-# - **Optimisation**: where the weights go. `warmup_steps` below 1 is a share of the run: 0.1 of 1,000 steps is 100.
 # - **Batch**: effective batch = `per_device_train_batch_size` x devices x `gradient_accumulation_steps`.
-# - **Precision**: how numbers are stored while computing (section 6).
 # - **Logging, evaluation, checkpoints**: each has a *strategy* ("no", "steps", "epoch") and a number of steps.
-# - **Reproducibility**: `seed` drives the row order and dropout. It does *not* seed a model that you built before
-#   the Trainer: call `set_seed` first, or pass `model_init`, a function that builds the model after seeding.
+# - **Reproducibility**: `seed` drives row order and dropout. A model that you built before the Trainer needs its own
+#   `set_seed`, or `model_init`, a function that builds it after seeding.
 #
-# Six defaults are not what lesson 01's run was given. Whoever moves it into the Trainer and leaves them out gets
-# another run. The schedule and clipping happen to agree:
+# The defaults are not lesson 01's run:
 
 # %%
-from course_utils.training.settings import default_of
+from course_utils.lessons.lesson_03.runs import LESSON_01
 
-lesson_01 = {
-    "learning_rate": 1e-3,
-    "warmup_steps": 0.1,  # max_steps // 10
-    "weight_decay": 0.01,
-    "per_device_train_batch_size": 32,
-    "seed": 0,
-    "logging_steps": 1,
-    "lr_scheduler_type": "linear",
-    "max_grad_norm": 1.0,
-}
-for name, value in lesson_01.items():
-    default = default_of(name)
-    print(f"{name:28} lesson 01: {value:<7} default: {default:<7} {'same' if default == value else 'differs'}")
-same = {name for name, value in lesson_01.items() if default_of(name) == value}
-assert same == {"lr_scheduler_type", "max_grad_norm"} and LoopConfig(max_steps=1).max_grad_norm == 1.0
+for name, value in LESSON_01.items():
+    print(f"{name:28} lesson 01: {value!s:7} default: {default_of(name)}")
+same = [name for name, value in LESSON_01.items() if default_of(name) == value]
+agree = ["lr_scheduler_type", "max_grad_norm"]
+teach.claim("only the schedule and clipping agree by default", same == agree)
 
 # %% [markdown]
-# Two kinds of error protect you. A misspelt argument is a `TypeError`, a contradiction a `ValueError`, both before any
+# ### Exercise 03.2 · Translate a loop's settings
+#
+# `loop` describes a run of lesson 01's loop. Return the keyword arguments that make the Trainer do the same.
+# `max_grad_norm=0.0` means no clipping, `eval_every=0` no evaluation, `micro_batch` is the number of rows per forward
+# pass. Leave nothing to a default that the loop did not have.
+
+# %%
+from course_utils.lessons.lesson_03.exercises import LOOPS
+
+print(LOOPS[0])
+
+
+# %%
+def trainer_arguments(loop):
+    # -> a dict of arguments
+    return ...
+
+
+# %%
+teach.check("03.2", trainer_arguments)
+
+# %% [markdown]
+# ### Deeper: what makes two runs differ?
+#
+# Two runs that "had the same settings" give different curves. Which field is it? Some fields only name, place or report
+# a run and cannot change a weight: `BOOKKEEPING`. (`save_strategy` and `save_steps` are not among these: they decide
+# which weights `load_best_model_at_end` finds.)
+
+# %%
+from course_utils.training.settings import BOOKKEEPING
+
+print(sorted(BOOKKEEPING)[:6], "...")
+
+# %% [markdown]
+# #### Exercise 03.3 · The settings that differ
+#
+# Return the *set of names* of the fields in which two `TrainingArguments` differ, without those in `BOOKKEEPING`.
+
+
+# %%
+def differing_settings(first, second):
+    # -> a set of names
+    return ...
+
+
+# %%
+teach.check("03.3", differing_settings)
+
+# %% [markdown]
+# Now use it. Here are two runs of the same program. Their first two losses agree and from the third on they differ.
+# Which setting is it, and why does it take until the third loss?
+
+
+# %%
+def mystery(name, **secret):
+    options = {"max_steps": 6, "logging_steps": 1, "learning_rate": 1e-3}
+    options |= {"use_cpu": True, "data_collator": collate} | secret
+    run = quiet_trainer(tiny_model(), f"{scratch.name}/{name}", few_rows, **options)
+    run.train()
+    return run
+
+
+hidden = bytes.fromhex("6164616d5f6265746132").decode()  # your function will find it
+runs = [mystery("first"), mystery("second", **{hidden: 0.5})]
+pairs = zip(*(logged(run, "loss") for run in runs), strict=True)
+agree = [abs(a - b) < 1e-5 for (_, a), (_, b) in pairs]
+print("your answer:", differing_settings(runs[0].args, runs[1].args))
+teach.claim("two losses agree to 1e-5, then none", agree == [1, 1, 0, 0, 0, 0])
+
+# %% [markdown]
+# <details><summary>Why the third?</summary>
+#
+# The first loss is computed before any update. The first update does not depend on the betas: after bias correction the
+# moments of step 1 are the gradient and its square, so the update is about learning rate x sign of the gradient. From
+# the second update on, beta2 decides how the old and the new square are mixed.
+#
+# </details>
+
+# %% [markdown]
+# ### Deeper: two kinds of error
+#
+# They protect you. A misspelt argument is a `TypeError`, a contradiction a `ValueError`, both before any
 # work starts:
 
 # %%
 for wrong in ({"learning_rat": 1e-3}, {"load_best_model_at_end": True}):
     try:
-        TrainingArguments(output_dir=scratch.name, **wrong)
+        TrainingArguments(scratch.name, **wrong)
     except (TypeError, ValueError) as error:
         print(f"{type(error).__name__}: {str(error).splitlines()[0]}")
 
 # %% [markdown]
-# > **You may see** these spellings in older tutorials. Each row is checked below. The old names are gone, but for
-# > `gradient_checkpointing`, which still works and warns.
-# >
-# > | old | now |
-# > |---|---|
-# > | `TrainingArguments(evaluation_strategy=)` | `eval_strategy=` |
-# > | `warmup_ratio=0.1` | `warmup_steps=0.1` |
-# > | `group_by_length=True` | `train_sampling_strategy="group_by_length"` |
-# > | `no_cuda=True` | `use_cpu=True` |
-# > | `logging_dir=` | environment variable `TENSORBOARD_LOGGING_DIR` |
-# > | `overwrite_output_dir`, `save_safetensors`, `include_inputs_for_metrics`, `push_to_hub_token` | removed |
-# > | `Trainer(tokenizer=)` | `processing_class=` |
-# > | `optim="adamw_hf"` | `optim="adamw_torch_fused"`, the default |
-# > | `gradient_checkpointing=True` | `activation_checkpointing=True` |
-# > | `report_to`: default "all", every tracker that is installed | default "none" |
-# > | `def compute_loss(self, model, inputs, return_outputs=False)` | one more: `num_items_in_batch=None` |
+# ### Deeper: old spellings that you may see
+#
+# Each row is checked below. The old names are gone, but for `gradient_checkpointing`, which still works and warns.
+#
+# | old | now |
+# |---|---|
+# | `TrainingArguments(evaluation_strategy=)` | `eval_strategy=` |
+# | `warmup_ratio=0.1` | `warmup_steps=0.1` |
+# | `group_by_length=True` | `train_sampling_strategy="group_by_length"` |
+# | `no_cuda=True` | `use_cpu=True` |
+# | `logging_dir=` | environment variable `TENSORBOARD_LOGGING_DIR` |
+# | `overwrite_output_dir`, `save_safetensors`, `include_inputs_for_metrics`, `push_to_hub_token` | removed |
+# | `Trainer(tokenizer=)` | `processing_class=` |
+# | `optim="adamw_hf"` | `optim="adamw_torch_fused"`, the default |
+# | `gradient_checkpointing=True` | `activation_checkpointing=True` |
+# | `report_to`: default "all", every tracker that is installed | default "none" |
+# | `def compute_loss(self, model, inputs, return_outputs=False)` | one more: `num_items_in_batch=None` |
 
 # %%
 from course_utils.training.settings import is_argument
@@ -509,125 +609,101 @@ renamed = {
     "group_by_length": "train_sampling_strategy",
     "no_cuda": "use_cpu",
 }
-removed = ["logging_dir", "overwrite_output_dir", "save_safetensors", "include_inputs_for_metrics", "push_to_hub_token"]
-assert all(not is_argument(old) and is_argument(new) for old, new in renamed.items())
-assert not any(is_argument(name) for name in removed)
-assert not is_argument("tokenizer", of=Trainer) and is_argument("processing_class", of=Trainer)
+removed = ["logging_dir", "overwrite_output_dir", "save_safetensors"]
+removed += ["include_inputs_for_metrics", "push_to_hub_token"]
+still_there = [old for old in [*renamed, *removed] if is_argument(old)]
+there_now = [new for new in renamed.values() if is_argument(new)]
+teach.claim("none of the old names is an argument any more", still_there == [])
+teach.claim("all the new ones are", there_now == list(renamed.values()))
+of_trainer = is_argument("processing_class", of=Trainer)
+of_trainer &= not is_argument("tokenizer", of=Trainer)
+teach.claim("Trainer takes processing_class, no tokenizer", of_trainer)
+takes_items = is_argument("num_items_in_batch", of=Trainer.compute_loss)
+teach.claim("compute_loss takes num_items_in_batch", takes_items)
+
+# %%
+fields = TrainingArguments.__dataclass_fields__
+about = fields["gradient_checkpointing"].metadata["help"]
+alias = about.startswith("Deprecated alias of `activation_checkpointing`")
+teach.claim("gradient_checkpointing is an alias of the new name", alias)
+defaults = default_of("optim"), default_of("report_to")
+fused = defaults == ("adamw_torch_fused", "none")
+teach.claim("defaults: fused AdamW, no tracker", fused)
 try:
-    TrainingArguments(output_dir=scratch.name, optim="adamw_hf")
+    TrainingArguments(scratch.name, optim="adamw_hf")
 except ValueError as error:
     print("adamw_hf:", str(error).split(",")[0])
 
+# %% [markdown]
+# ## 5 · Schedules and precision
+#
+# A schedule multiplies the peak learning rate by a factor at each step (lesson 01). `lr_scheduler_type` names one.
+# Eight of them, for 200 steps with 20 of warm-up:
+
 # %%
-renamed_help = TrainingArguments.__dataclass_fields__["gradient_checkpointing"].metadata["help"]
-is_alias = renamed_help.startswith("Deprecated alias of `activation_checkpointing`")
-print("gradient_checkpointing is the old name of activation_checkpointing:", is_alias)
-assert is_alias
-assert default_of("optim") == "adamw_torch_fused" and default_of("report_to") == "none"
-assert is_argument("num_items_in_batch", of=Trainer.compute_loss)
+from course_utils.lessons.lesson_03 import curves
+
+schedules = curves.all_schedules()
+teach.show(figures.schedules(schedules, warmup_steps=20))
 
 # %% [markdown]
-# ## 5 · Schedules
+# Common practice: **linear** or **cosine** when you know the length of the run; **warm-up, stable, decay** when you do
+# not: you can branch off a decay at any time. Options go into `lr_scheduler_kwargs`.
 #
-# A schedule multiplies the peak learning rate by a factor at each step. `lr_scheduler_type` names one; the Trainer
-# builds it with `transformers.get_scheduler`. We ask each for 200 steps with 20 of warm-up and draw the factor.
+# **16 bits** halve memory traffic and let matrix units run faster (lesson 09). **fp16** has 5 bits for the exponent and
+# 10 for the fraction; **bf16** has the 8 exponent bits of fp32 and 7 for the fraction. Below a format's smallest
+# *normal* number come *subnormal* ones, with fewer and fewer digits, then zero.
 
 # %%
-from transformers import get_scheduler
-
-
-def factors(name, steps=200, warmup=20, **options):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=options)
-    curve = []
-    for _ in range(steps):
-        curve.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return curve
-
-
-# %%
-curves = {name: factors(name) for name in ("linear", "cosine", "constant_with_warmup", "inverse_sqrt")}
-curves["polynomial, power=2"] = factors("polynomial", power=2)
-curves["cosine_with_restarts"] = factors("cosine_with_restarts", num_cycles=3)
-curves["cosine_with_min_lr"] = factors("cosine_with_min_lr", min_lr_rate=0.1)
-curves["warmup_stable_decay"] = factors("warmup_stable_decay", num_decay_steps=40)
-teach.show(
-    charts.schedules(curves, warmup_steps=20),
-    alt="Eight panels, each one schedule: all rise linearly during the warm-up; linear falls in a straight line, "
-    "cosine in a half wave, one stays constant, one falls with the inverse square root, the polynomial of power 2 in a "
-    "parabola, one restarts three times, one ends at a tenth of the peak, one is flat and falls only at the end.",
-)
-assert max(abs(a - b) for a, b in zip(factors("polynomial"), curves["linear"], strict=True)) < 1e-6
+formats = curves.number_formats()
+teach.show(figures.number_formats(formats))
 
 # %% [markdown]
-# How to choose: **linear** or **cosine** when you know the length of the run (they differ little); **warm-up, stable,
-# decay** when you do not, because you can branch off a decay at any time; **constant with warm-up** for comparisons
-# that must not depend on the length. The warm-up protects the first steps, in which Adam's second moment rests on a
-# handful of gradients. Options of a schedule go into `lr_scheduler_kwargs`: `polynomial` without `power` is `linear`.
+# fp16 overflows above 65504 and small gradients vanish in it, so it needs *loss scaling*, a factor on the loss that the
+# Trainer finds by itself (*Deeper*). bf16 needs none, but loses small updates to weights near 1. So *mixed* precision
+# keeps weights and optimizer in fp32 and casts only inside the forward pass. Hence:
 #
-# The library's curves are lesson 01's functions:
+# - `bf16=True` on NVIDIA Ampere or newer, TPUs, recent CPUs (there with `use_cpu=True`);
+# - `fp16=True` on older NVIDIA GPUs (V100, T4); watch for skipped steps;
+# - fp32 if unsure, or if the run is short (with `tf32=True` on Ampere or newer).
+
+# %% [markdown]
+# ### Deeper: the library's schedules are lesson 01's
 
 # %%
 from course_utils.training.schedules import cosine_with_warmup, linear_with_warmup
 
-for name, function in {"linear": linear_with_warmup, "cosine": cosine_with_warmup}.items():
-    worst = max(abs(function(step, 20, 200) - curves[name][step]) for step in range(200))
-    print(f"{name}: largest difference <= 1e-12: {worst <= 1e-12}")
-    assert worst <= 1e-12
+functions = {"linear": linear_with_warmup, "cosine": cosine_with_warmup}
+for name, function in functions.items():
+    own = [function(step, 20, 200) for step in range(200)]
+    worst = max(abs(a - b) for a, b in zip(own, schedules[name], strict=True))
+    teach.claim(f"{name}: equal within 1e-12", worst <= 1e-12)
+pairs = zip(curves.schedule("polynomial"), schedules["linear"], strict=True)
+worst = max(abs(a - b) for a, b in pairs)
+teach.claim("polynomial without power is linear, within 1e-6", worst < 1e-6)
 
 # %% [markdown]
-# ## 6 · Mixed precision: bf16 or fp16
+# ### Deeper: five sums in 16 bits
 #
-# 16 bits halve memory traffic and let matrix units run several times faster. Two layouts exist. **fp16** spends 5 bits
-# on the exponent and 10 on the fraction; **bf16** keeps the 8 exponent bits of fp32 and has 7 for the fraction. So
-# fp16 is finer and bf16 reaches further. A lack of range ends a run (infinity, or zero where a gradient was); a lack of
-# digits only adds noise.
-#
-# Every format has a smallest *normal* number. Below it come the *subnormal* numbers, which have fewer and fewer digits,
-# and then zero.
+# The second-last line is why mixed precision keeps the weights in fp32; the last is what loss scaling is for.
 
 # %%
-formats = {}
-for dtype in (torch.float32, torch.bfloat16, torch.float16):
-    info = torch.finfo(dtype)
-    formats[str(dtype)[6:]] = {
-        "max": info.max,
-        "tiny": info.tiny,  # the smallest normal number
-        "smallest": info.tiny * info.eps,  # the smallest subnormal one
-        "eps": info.eps,  # from 1 to the next number
-    }
-for name, info in formats.items():
-    print(f"{name:9}", {key: f"{value:.3g}" for key, value in info.items()})
-
-# %%
-teach.show(
-    figures.number_formats(formats),
-    alt="Left: the range of bfloat16 equals that of float32, from 1e-38 to 1e38; float16 ends at 65504. Right: between "
-    "1 and 1.032 float16 has 33 numbers, bfloat16 has 5.",
-)
+half, brain = torch.float16, torch.bfloat16
+for text, number in {
+    "fp16: 65504 * 2": torch.tensor(65504.0, dtype=half) * 2,
+    "bf16: 65504 * 2": torch.tensor(65504.0, dtype=brain) * 2,
+    "fp16: 1 + 0.001": torch.tensor(1.0, dtype=half) + 0.001,
+    "bf16: 1 + 0.001": torch.tensor(1.0, dtype=brain) + 0.001,
+    "fp16: 1e-8": torch.tensor(1e-8, dtype=half),
+}.items():
+    print(f"{text:15} = {number.item():.6g}")
 
 # %% [markdown]
-# Three facts to try by hand. fp16 **overflows** just above 65504. bf16 takes that number in its stride, rounded to
-# 65536. And in bf16 a small update to a weight near 1 is **lost**, because the next number after 1 is 1.0078:
-
-# %%
-print("fp16: 65504 * 2     =", (torch.tensor(65504.0, dtype=torch.float16) * 2).item())
-print("bf16: 65504 * 2     =", (torch.tensor(65504.0, dtype=torch.bfloat16) * 2).item())
-print("bf16: 1 + 0.001     =", (torch.tensor(1.0, dtype=torch.bfloat16) + 0.001).item())
-print("fp16: 1 + 0.001     =", round((torch.tensor(1.0, dtype=torch.float16) + 0.001).item(), 6))
-print("fp16: 1e-8          =", torch.tensor(1e-8, dtype=torch.float16).item())
-
-# %% [markdown]
-# The third line is why *mixed* precision keeps the weights and the optimizer in fp32 and casts only inside the forward
-# pass (`torch.autocast`): sums of many small updates need the digits.
+# ### Deeper: gradients that vanish, and loss scaling
 #
-# ### Gradients that vanish
-#
-# The last line above is fp16's other problem. Below 6e-5 fp16 has only subnormal numbers; below 3e-8 it rounds to zero.
-# Gradients are small numbers. We take one batch of our classifier and ask where its gradients
-# lie, before and after multiplying the loss (and so every gradient) by 65,536.
+# Below 6e-5 fp16 has only subnormal numbers; below 3e-8 it rounds to zero. Gradients are small numbers. We take one
+# batch of lesson 01's classifier and ask where its gradients lie, before and after multiplying the loss (and so every
+# gradient) by 65,536.
 
 # %%
 set_seed(seed)
@@ -639,49 +715,42 @@ gradients = gradients[gradients > 0]  # most embedding rows do not occur in the 
 
 def in_fp16(values):
     """Share that is zero, share that is subnormal, number that overflows."""
-    half = values.to(torch.float16)
-    subnormal = (half > 0) & (half < torch.finfo(torch.float16).tiny)
-    return (half == 0).double().mean().item(), subnormal.double().mean().item(), half.isinf().sum().item()
+    cast = values.to(half)
+    subnormal = (cast > 0) & (cast < torch.finfo(half).tiny)
+    zero = (cast == 0).double().mean().item()
+    return zero, subnormal.double().mean().item(), cast.isinf().sum().item()
 
 
 # %% tags=["nbval-ignore-output"]
 for scale in (1.0, 2.0**16):
-    zero, subnormal, overflows = in_fp16(gradients * scale)
-    print(f"loss x {scale:7,.0f}: zero {zero:.3%}, subnormal {subnormal:.1%}, overflows {overflows}")
-plain_zero, plain_subnormal, _ = in_fp16(gradients)
-assert plain_zero > 0 and plain_subnormal > 0.05
-assert in_fp16(gradients * 2.0**16)[1] < plain_subnormal / 10
+    zero, subnormal, _ = in_fp16(gradients * scale)
+    print(f"x {scale:7,.0f}: zero {zero:.3%}, subnormal {subnormal:.1%}")
+(zero, subnormal, _), scaled = in_fp16(gradients), in_fp16(gradients * 2.0**16)
+teach.claim("in fp16 over 5 % of the gradients are subnormal", subnormal > 0.05)
+teach.claim("scaled by 65,536, under a tenth of that", scaled[1] < subnormal / 10)
 
 # %% [markdown]
-# A large part of the gradients would lose digits, and scaling cures it. But a scale can also be too big: then the
-# largest gradient exceeds 65504. The scaler therefore searches: it skips a step whose gradients overflowed, halves the
-# scale, and doubles it again after 2,000 good steps. By hand, from a scale that is too big on purpose:
+# But a scale can also be too big: then the largest gradient exceeds 65504. The scaler therefore searches: it skips a
+# step whose gradients overflowed, halves the scale, and doubles it again after 2,000 good steps. By hand, from a scale
+# that is too big on purpose:
 
 # %%
 scale, skipped = 2.0**22, 0
 while in_fp16(gradients * scale)[2] > 0:
     scale, skipped = scale / 2, skipped + 1
-print(f"steps skipped: at least one: {skipped > 0}; found a scale above 1,000 without overflow: {scale > 1000}")
-assert skipped > 0 and scale > 1000 and in_fp16(gradients * scale)[2] == 0
+teach.claim("at least one step is skipped", skipped > 0)
+teach.claim("a scale above 1,000 does not overflow", scale > 1000)
 
 # %%
-half = formats["float16"]
-teach.show(
-    figures.gradient_underflow(gradients.tolist(), half["smallest"], half["tiny"], scale),
-    alt="Histogram of gradient magnitudes. A large part lies in the zone where fp16 loses digits; multiplied by the "
-    "loss scale the whole histogram moves into fp16's normal range, left of its largest number.",
-)
+limits = formats["float16"]["smallest"], formats["float16"]["tiny"]
+teach.show(figures.gradient_underflow(gradients.tolist(), *limits, scale))
 
 # %% [markdown]
 # That is **loss scaling**: multiply the loss, compute gradients in fp16, divide them again before clipping and
 # stepping. The Trainer does it for `fp16=True` on a GPU (`torch.amp.GradScaler`).
-# bf16 needs none of it. Hence the rule:
-#
-# | hardware | use |
-# |---|---|
-# | NVIDIA Ampere or newer, TPU, recent CPU | `bf16=True` |
-# | older NVIDIA GPU (V100, T4) | `fp16=True`, watch for skipped steps |
-# | unsure, or the run is short | fp32 (and `tf32=True` on Ampere or newer) |
+
+# %% [markdown]
+# ### Deeper: a run in bf16, and fp16 on a CPU
 #
 # Do the losses stay together? Twenty steps in fp32 and in bf16, same weights, same order. We use the GPU if there is
 # one, otherwise the CPU, where bf16 must be asked for together with `use_cpu`:
@@ -691,198 +760,166 @@ on_cpu = not torch.cuda.is_available()
 
 
 def losses_with(**precision):
-    trainer = quiet_trainer(
-        tiny_model(),
-        scratch.name,
-        few_rows,
-        data_collator=collate,
-        max_steps=20,
-        logging_steps=1,
-        learning_rate=1e-3,
-        use_cpu=on_cpu,
-        **precision,
-    )
-    trainer.train()
-    return [loss for _, loss in logged(trainer, "loss")], {p.dtype for p in trainer.model.parameters()}
+    options = {"max_steps": 20, "logging_steps": 1, "learning_rate": 1e-3}
+    options |= {"use_cpu": on_cpu, "data_collator": collate} | precision
+    run = quiet_trainer(tiny_model(), scratch.name, few_rows, **options)
+    run.train()
+    kinds = {parameter.dtype for parameter in run.model.parameters()}
+    return [loss for _, loss in logged(run, "loss")], kinds
 
 
 # %% tags=["nbval-ignore-output"]
 losses_fp32, _ = losses_with()
-losses_bf16, dtypes = losses_with(bf16=True)
+losses_bf16, kinds = losses_with(bf16=True)
 worst = max(abs(a - b) for a, b in zip(losses_fp32, losses_bf16, strict=True))
-print("weights are kept in", *dtypes)
-print(f"losses of {losses_fp32[0]:.1f} to {losses_fp32[-1]:.1f}; largest difference: {worst:.4f}")
-assert losses_fp32 != losses_bf16 and worst <= 0.1 and dtypes == {torch.float32}
+print(f"losses {losses_fp32[0]:.1f} to {losses_fp32[-1]:.1f}, off by {worst:.4f}")
+teach.claim("bf16 and fp32 differ, by at most 0.1", 0 < worst <= 0.1)
+teach.claim("weights are kept in fp32", kinds == {torch.float32})
 
 # %% [markdown]
-# One trap that only measuring finds: on a CPU `fp16=True` is accepted and **ignored**. The losses are those of fp32,
-# to the last bit.
+# One trap that only measuring finds: on a CPU `fp16=True` is accepted and **ignored**.
 
 # %%
 if on_cpu:
     losses_fp16, _ = losses_with(fp16=True)
-    print("fp16 on a CPU equals fp32 exactly:", losses_fp16 == losses_fp32)
-    assert losses_fp16 == losses_fp32
-else:
-    print("A GPU is here: fp16 is real.")
+    worst = max(abs(a - b) for a, b in zip(losses_fp32, losses_fp16, strict=True))
+    teach.claim("fp16 on a CPU: the losses of fp32, to the last bit", worst == 0)
 
 # %% [markdown]
-# ## 7 · The main run, with first metrics
+# ## 6 · Keep the best
 #
-# A loss says little to a person. `compute_metrics` receives all predictions and labels of an evaluation and returns a
-# dictionary. Our classes are uneven (counted below), so accuracy alone flatters a model that ignores the small ones.
-# **Macro-F1** is the mean of the per-class F1 values: every class counts the same.
-# Lesson 04 is all about metrics; these two are enough to select a model.
-
-# %%
-import collections
-
-from sklearn.metrics import accuracy_score, f1_score
-
-counts = collections.Counter(train_rows["label"])
-print(f"largest class / smallest class: {max(counts.values()) / min(counts.values()):.0f}")
-
-
-def compute_metrics(prediction):
-    predicted = prediction.predictions.argmax(axis=-1)  # (N, num_labels) -> (N,)
-    return {
-        "accuracy": accuracy_score(prediction.label_ids, predicted),
-        "macro_f1": f1_score(prediction.label_ids, predicted, average="macro", zero_division=0),
-    }
-
-
-# %% [markdown]
-# The run uses most groups at once. It evaluates and saves five times, keeps two checkpoints, and ends with the weights
-# of the best macro-F1. `metric_for_best_model` is a key of the evaluation's result; the Trainer puts `eval_` in front
-# of your metric's name. Rows of similar length share a batch (lesson 02): less padding, less time.
-
-# %%
-every = max(1, max_steps // 5)
-set_seed(seed)
-trainer = quiet_trainer(
-    load_classifier(num_labels, source),
-    f"{scratch.name}/main",
-    train_rows,
-    validation_rows,
-    data_collator=collate,
-    compute_metrics=compute_metrics,
-    max_steps=max_steps,
-    per_device_train_batch_size=32,
-    per_device_eval_batch_size=128,
-    train_sampling_strategy="group_by_length",
-    learning_rate=1e-3 if source == "local" else 5e-5,
-    lr_scheduler_type="linear",
-    warmup_steps=0.1,
-    weight_decay=0.01,
-    logging_steps=max(1, max_steps // 40),
-    eval_strategy="steps",
-    eval_steps=every,
-    save_strategy="steps",
-    save_steps=every,
-    save_total_limit=2,
-    load_best_model_at_end=True,
-    metric_for_best_model="eval_macro_f1",
-    greater_is_better=True,
-    seed=seed,
-)
-
-
-# %% [markdown]
-# A callback notes which checkpoints lie on the disk after each save. We look at that in the next section.
-
-
-# %%
-class NoteCheckpoints(TrainerCallback):
-    """After each save: the steps of the checkpoints on disk, and the best one so far."""
-
-    def __init__(self):
-        self.kept, self.best = {}, {}
-
-    def on_save(self, args, state, control, **kwargs):
-        folders = Path(args.output_dir).glob("checkpoint-*")
-        self.kept[state.global_step] = sorted(int(folder.name.split("-")[1]) for folder in folders)
-        self.best[state.global_step] = state.best_global_step
-
-
-# %%
-notes = NoteCheckpoints()
-trainer.add_callback(notes)
-result = trainer.train()
-assert result.global_step == max_steps
+# - `save_strategy`: "steps", "epoch", "best" (when the metric improves) or "no".
+# - `save_total_limit=2` deletes older checkpoints after each save, **but never the best one**.
+# - `load_best_model_at_end=True` needs the same strategy for evaluating and saving, and `save_steps` a multiple of
+#   `eval_steps`.
+#
+# Section 1's run, as the callback noted it:
 
 # %% tags=["nbval-ignore-output"]
-for step, value in logged(trainer, "eval_macro_f1"):
-    accuracy = dict(logged(trainer, "eval_accuracy"))[step]
-    print(f"step {step:4}: accuracy {accuracy:.3f}, macro-F1 {value:.3f}")
-best_f1 = max(value for _, value in logged(trainer, "eval_macro_f1"))
-print(f"best checkpoint: {Path(trainer.state.best_model_checkpoint).name}, macro-F1 {trainer.state.best_metric:.3f}")
-assert trainer.state.best_metric == best_f1
-
-# %%
-teach.show(
-    figures.training_curves(trainer.state.log_history, trainer.state.best_global_step),
-    alt="Left: training loss falls, validation loss falls and flattens. Right: accuracy and macro-F1 on the "
-    "validation rows rise and level off; a dashed line marks the best checkpoint.",
-)
+teach.show(figures.checkpoints_on_disk(notes.kept, notes.best))
+most = max(len(kept) for kept in notes.kept.values())
+teach.claim("never more than two checkpoints on disk", most <= 2)
+lost = [s for s, kept in notes.kept.items() if notes.best[s] not in kept]
+teach.claim("after every save the best one is among them", lost == [])
 
 # %% [markdown]
-# The saw teeth are the sampler: within each block of 50 batches the rows go from long to short. Long rows are easier
-# (measured below), so the training loss falls when a block begins and climbs to its end. The run ends soon after its
-# first epoch (375 steps); lesson 01's has a hundred steps more.
-#
-# After training the model in memory is the best one, even when it is not the last (section 12 has such a run). We check
-# it by evaluating again, and only then look at the test rows. They had no say in which checkpoint is kept.
+# **What does keeping the best buy?** Section 1's run and two more seeds. Each has its best and its last checkpoint on
+# disk; `scores_of` evaluates a checkpoint, here on the test rows, which chose nothing.
 
 # %%
-again = trainer.evaluate()
-print("the model in memory has the best macro-F1:", again["eval_macro_f1"] == trainer.state.best_metric)
-assert again["eval_macro_f1"] == trainer.state.best_metric
+from course_utils.lessons.lesson_03.runs import load_weights, scores_of
+from course_utils.training.paired import mean_interval
+
+
+def repeat(seed):
+    options = settings | {"data_collator": collate, "seed": seed}
+    options |= {"compute_metrics": compute_metrics}
+    place, data = f"{scratch.name}/seed-{seed}", (train_rows, validation_rows)
+    run = quiet_trainer(main_model(seed), place, *data, **options)
+    run.train()
+    return run
+
+
+# %% tags=["nbval-ignore-output"]
+runs = [trainer, repeat(seed + 1), repeat(seed + 2)]
+gains = {"loss": [], "macro_f1": []}
+for run in runs:
+    best = scores_of(run, run.state.best_global_step, test_rows)
+    last = scores_of(run, max_steps, test_rows)
+    for name in gains:
+        gains[name].append(best[f"eval_{name}"] - last[f"eval_{name}"])
+intervals = {name: mean_interval(values) for name, values in gains.items()}
+teach.show(figures.best_minus_last(gains, intervals))
+print({name: str(interval) for name, interval in intervals.items()})
+lower = intervals["loss"].high < 0
+teach.claim("the best has a lower loss, 95 % interval below 0", lower, when=full_run)
+worse = intervals["macro_f1"].high < 0
+teach.claim("and a lower macro-F1, interval below 0", worse, when=full_run)
 
 # %% [markdown]
-# `predict` is `evaluate` that also returns the logits, one row per example.
+# The checkpoint chosen by loss is better in loss and worse in macro-F1. So choose by the metric that you will be judged
+# by.
 #
-# Careful: with `group_by_length` the rows are not in the data set's order, here too. `label_ids` is reordered with
-# them, your texts are not, so `zip(rows, predictions)` pairs strangers and raises nothing. Under another sampling
-# strategy an evaluation on one device keeps the order:
+# **`predict`** is `evaluate` that also returns the logits. Careful with `train_sampling_strategy="group_by_length"`,
+# the table's typical value: it puts *evaluation* rows in another order too. `label_ids` is reordered with the
+# predictions, your texts are not: `zip(rows, predictions)` pairs strangers.
 
 # %%
-labels_in_order = list(some_rows["label"])
-for strategy, wanted in (("group_by_length", False), ("random", True)):
+labels, moved = list(some_rows["label"]), {}
+for strategy in ("random", "group_by_length"):
     trainer.args.train_sampling_strategy = strategy
     found = list(trainer.predict(some_rows).label_ids)
-    print(f"{strategy:15} predictions in the data set's order: {found == labels_in_order}")
-    assert (found == labels_in_order) == wanted and sorted(found) == sorted(labels_in_order)
+    moved[strategy] = sum(a != b for a, b in zip(found, labels, strict=True))
+    print(f"{strategy:15} {moved[strategy]} of {len(labels)} labels differ")
+trainer.args.train_sampling_strategy = "random"
+teach.claim("random keeps the rows' order in evaluation", moved["random"] == 0)
+stranger = moved["group_by_length"] > 0.2 * len(labels)
+teach.claim("group_by_length: over a fifth beside a stranger", stranger)
 
 # %% [markdown]
-# So the test rows come now, with "random", in their order:
+# ### Deeper: what length grouping does to the curve
+#
+# The course's own training run with `group_by_length` shows saw teeth in the training loss: within each block of 50
+# batches the rows go from long to short (lesson 02), and long rows are easier. Easier they are:
 
 # %% tags=["nbval-ignore-output"]
+load_weights(trainer, trainer.state.best_global_step)
 test = trainer.predict(test_rows)
-assert list(test.label_ids) == list(test_rows["label"])
-print({key: round(value, 3) for key, value in test.metrics.items() if key in ("test_accuracy", "test_macro_f1")})
-if max_steps >= 400 and source == "local":
-    assert test.metrics["test_accuracy"] >= 0.62 and test.metrics["test_macro_f1"] >= 0.48
-else:
-    print("run too short (or not local) to judge")
-
-# %% [markdown]
-# Every prediction belongs to its row, and we can ask whether long rows are easier.
-
-# %% tags=["nbval-ignore-output"]
+teach.claim("in the rows' order", list(test.label_ids) == list(test_rows["label"]))
 logits, labels = torch.tensor(test.predictions), torch.tensor(test.label_ids)
 losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")  # (N,)
 lengths = torch.tensor([len(ids) for ids in test_rows["input_ids"]])
 is_long = lengths > lengths.median()
-print(f"loss of the longer half {losses[is_long].mean():.2f}, of the shorter half {losses[~is_long].mean():.2f}")
-if max_steps == 400 and source == "local":
-    logged_loss = dict(logged(trainer, "loss"))  # every ten steps, mean of the ten
-    begins, ends = ([logged_loss[step] for step in range(first, 351, 50)] for first in (60, 50))
-    print(f"training loss: first steps of a block {statistics.mean(begins):.2f}, last {statistics.mean(ends):.2f}")
-    assert statistics.mean(begins) < statistics.mean(ends) and losses[is_long].mean() < losses[~is_long].mean()
-    assert math.ceil(len(train_rows) / 32) == 375  # steps in an epoch
+longer, shorter = losses[is_long].mean().item(), losses[~is_long].mean().item()
+print(f"loss of the longer half {longer:.2f}, of the shorter half {shorter:.2f}")
+teach.claim("longer rows have a lower loss", longer < shorter, when=full_run)
 
 # %% [markdown]
-# ### The same metrics with the `evaluate` library
+# ### Deeper: saved and evaluated at the last step
+#
+# Three runs of seven steps. Their learning rate is 0, so only the first evaluation is an improvement. "steps" and
+# "epoch" also save after the last step, "best" does not; with `eval_strategy="steps"` all evaluate there.
+
+# %%
+from course_utils.lessons.lesson_03.runs import on_disk
+
+
+def saved_and_evaluated(strategy):
+    options = {"max_steps": 7, "learning_rate": 0.0, "save_only_model": True}
+    options |= {"eval_strategy": "steps", "eval_steps": 2}
+    options |= {"save_strategy": strategy, "save_steps": 2}
+    options |= {"metric_for_best_model": "loss", "per_device_eval_batch_size": 100}
+    options |= {"use_cpu": True, "data_collator": collate}
+    place = f"{scratch.name}/saves_{strategy}"
+    run = quiet_trainer(tiny_model(), place, few_rows, some_rows, **options)
+    run.train()
+    return on_disk(place), [step for step, _ in logged(run, "eval_loss")]
+
+
+for strategy, wanted in {"steps": [2, 4, 6, 7], "epoch": [7], "best": [2]}.items():
+    saved, evaluated = saved_and_evaluated(strategy)
+    print(f"{strategy}: evaluated after {evaluated}, saved after {saved}")
+    expected = saved == wanted and evaluated == [2, 4, 6, 7]
+    teach.claim(f"{strategy}: as the rule says", expected)
+
+# %% [markdown]
+# #### Exercise 03.4 · Which checkpoint does `load_best_model_at_end` load?
+#
+# `evaluations` is a list of `(step, value)`, `saved` the set of steps with a checkpoint. The Trainer loads the last
+# checkpoint that was the best *at the time it was saved*. Return its step, or 0 if nothing is loaded.
+
+
+# %%
+def best_checkpoint(evaluations, saved, greater_is_better):
+    # -> a step, or 0
+    return ...
+
+
+# %%
+teach.check("03.4", best_checkpoint)
+
+# %% [markdown]
+# ### Deeper: the same metrics with the `evaluate` library
 #
 # `evaluate` gives metrics one interface and can combine them and feed them batch by batch. `evaluate.load("accuracy")`
 # fetches a script from the hub. Offline, or for a metric of your own, the script is a file you write: a folder
@@ -898,233 +935,154 @@ from sklearn.metrics import {function}
 class Metric(evaluate.Metric):
     def _info(self):
         number = datasets.Value("int64")
-        features = datasets.Features({{"predictions": number, "references": number}})
-        return evaluate.MetricInfo(description="{name}", citation="", features=features)
+        columns = datasets.Features({{"predictions": number, "references": number}})
+        about = {{"description": "{name}", "citation": "", "features": columns}}
+        return evaluate.MetricInfo(**about)
 
     def _compute(self, predictions, references):
         return {{"{name}": float({function}(references, predictions{options}))}}
 """
 options = ', average="macro", zero_division=0'
-for name, function, extra in (("accuracy", "accuracy_score", ""), ("macro_f1", "f1_score", options)):
+functions = {"accuracy": ("accuracy_score", ""), "macro_f1": ("f1_score", options)}
+for name, (function, extra) in functions.items():
     folder = Path(scratch.name) / name
     folder.mkdir()
-    (folder / f"{name}.py").write_text(METRIC.format(name=name, function=function, options=extra))
+    text = METRIC.format(name=name, function=function, options=extra)
+    (folder / f"{name}.py").write_text(text)
 
 # %%
 import evaluate
 
-modules = [
-    evaluate.load(f"{scratch.name}/{name}", cache_dir=scratch.name, keep_in_memory=True)
-    for name in ("accuracy", "macro_f1")
-]
+where = {"cache_dir": scratch.name, "keep_in_memory": True}
+modules = [evaluate.load(f"{scratch.name}/{name}", **where) for name in functions]
 metrics = evaluate.combine(modules)
 predicted = test.predictions.argmax(-1)
 for start in range(0, len(predicted), 500):
     part = slice(start, start + 500)
     metrics.add_batch(predictions=predicted[part], references=test.label_ids[part])
-combined = metrics.compute()
-print({name: abs(value - test.metrics[f"test_{name}"]) <= 1e-12 for name, value in combined.items()})
-assert all(abs(value - test.metrics[f"test_{name}"]) <= 1e-12 for name, value in combined.items())
+for name, value in metrics.compute().items():
+    apart = abs(value - test.metrics[f"test_{name}"])
+    teach.claim(f"{name}: the Trainer's own within 1e-12", apart <= 1e-12)
 
 # %% [markdown]
-# ## 8 · Checkpoints: when, how many, which
+# ## 7 · Resume
 #
-# - `save_strategy`: "steps", "epoch", "best" (only when the metric improves) or "no". With "steps" and "epoch" a run
-#   also saves after its last step; "best" does not. With `eval_strategy="steps"` it also evaluates after the last step.
-# - `save_total_limit=2` deletes older checkpoints after each save, **but never the best one**. So the two kept are the
-#   newest and the best; when the newest is the best, the one before it stays too.
-# - `load_best_model_at_end=True` needs evaluation and saving in step: the same strategy, and `save_steps` a multiple
-#   of `eval_steps`.
-
-# %% tags=["nbval-ignore-output"]
-teach.show(
-    figures.checkpoints_on_disk(notes.kept, notes.best),
-    alt="A grid of saves and checkpoints. After each save at most two checkpoints are on disk: the best so far and the "
-    "newest, or the newest two.",
-)
-for step, kept in notes.kept.items():
-    assert len(kept) <= 2 and step in kept and notes.best[step] in kept
-
-# %% [markdown]
-# Three runs of seven steps show the rules for the last step. Their learning rate is 0, so only the first evaluation is
-# an improvement.
-
+# A checkpoint holds what lesson 01 saved by hand: weights, moments, place in the schedule, random states, step and log.
+# `trainer.train(resume_from_checkpoint=True)` takes the newest checkpoint in `output_dir`. The test of a resume is that
+# nobody can tell. We train 20 steps without a break; 15 are an epoch. `killed` makes the folder that the same run would
+# leave if it were killed after a save.
 
 # %%
-def saved_and_evaluated(strategy):
-    run = quiet_trainer(
-        tiny_model(),
-        f"{scratch.name}/saves_{strategy}",
-        few_rows,
-        some_rows,
-        data_collator=collate,
-        max_steps=7,
-        per_device_eval_batch_size=100,
-        learning_rate=0.0,
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy=strategy,
-        save_steps=2,
-        save_only_model=True,
-        metric_for_best_model="loss",
-        use_cpu=True,
-    )
-    run.train()
-    saved = sorted(int(folder.name.split("-")[1]) for folder in Path(run.args.output_dir).glob("checkpoint-*"))
-    return saved, [step for step, _ in logged(run, "eval_loss")]
+from course_utils.lessons.lesson_03.runs import equal_weights, killed
 
 
-for strategy, wanted in {"steps": [2, 4, 6, 7], "epoch": [7], "best": [2]}.items():
-    saved, evaluated = saved_and_evaluated(strategy)
-    print(f"{strategy:5} evaluated after {evaluated}, saved after {saved}")
-    assert saved == wanted and evaluated == [2, 4, 6, 7]
+def resumable(name, weights_seed=seed, **changes):
+    set_seed(weights_seed)
+    options = {"max_steps": 20, "per_device_train_batch_size": 32}
+    options |= {"learning_rate": 1e-3, "logging_steps": 1, "use_cpu": True}
+    options |= {"save_strategy": "steps", "save_steps": 8, "seed": seed}
+    options |= {"data_collator": collate} | changes
+    model = load_classifier(num_labels, vocab_size=len(tokenizer), **layers)
+    data = few_rows.select(range(480))
+    return quiet_trainer(model, f"{scratch.name}/{name}", data, **options)
+
+
+def kill_and_resume(whole, step, name, weights_seed=seed, **changes):
+    """A new Trainer that goes on from the checkpoint of ``step`` of ``whole``."""
+    killed(whole, step, f"{scratch.name}/{name}")
+    resumed = resumable(name, weights_seed, **changes)
+    resumed.train(resume_from_checkpoint=True)
+    return resumed
+
 
 # %% [markdown]
-# What is in a checkpoint? Everything lesson 01 saved by hand. `get_last_checkpoint` finds the newest by its number: as
-# text, "checkpoint-50" would come after "checkpoint-100".
+# A *new* Trainer with *other* initial weights resumes at step 8, in the middle of an epoch, with dropout:
+
+# %%
+whole = resumable("whole")
+result = whole.train()
+resumed = kill_and_resume(whole, 8, "resumed", weights_seed=seed + 1)
+pairs = zip(logged(whole, "loss"), logged(resumed, "loss"), strict=True)
+worst = max(abs(a - b) for (_, a), (_, b) in pairs)
+teach.claim("the losses of all 20 steps are equal, bit for bit", worst == 0)
+teach.claim("so are the weights", equal_weights(whole, resumed))
+
+# %% [markdown]
+# **The second epoch.** The order of the rows must be the same too. With "random" it follows from the seed and the
+# epoch's number. With "group_by_length" it is drawn from the global random generator when the epoch begins, and on
+# resume that happens *before* the checkpoint's random state is restored. In the first epoch nobody notices: the
+# generator was just seeded. A run killed in a later epoch goes on with another order.
+
+# %%
+by_length = {"train_sampling_strategy": "group_by_length"}
+grouped = resumable("grouped", **by_length)
+result = grouped.train()
+first = kill_and_resume(grouped, 8, "grouped-8", **by_length)
+second = kill_and_resume(grouped, 16, "grouped-16", **by_length)
+random = kill_and_resume(whole, 16, "random-16")
+exact = [equal_weights(grouped, first), equal_weights(whole, random)]
+teach.claim("exact: grouped in epoch 1, random in epoch 2", all(exact))
+off = logged(grouped, "loss")[16][1] - logged(second, "loss")[16][1]
+print(f"grouped, killed in epoch 2: the next loss differs by {abs(off):.2f}")
+teach.claim("grouped is not exact in epoch 2", not equal_weights(grouped, second))
+
+# %% [markdown]
+# ### Exercise 03.5 · Keep the best, and resume exactly
+#
+# `error_rate` is a metric of `compute_metrics`; small is better. Change the settings, and add to them, until: (1) the
+# run ends with the weights of its best evaluation, whichever that is; (2) there are never more than two checkpoints on
+# disk; (3) killed after any save, in any epoch, it goes on exactly. Evaluations stay as they are.
+
+# %%
+from course_utils.lessons.lesson_03.exercises_repair import GIVEN_SETTINGS
+
+print(GIVEN_SETTINGS)
+
+# %%
+better_settings = ...  # the whole dictionary: GIVEN_SETTINGS, changed and completed
+
+# %%
+teach.check("03.5", better_settings)
+
+# %% [markdown]
+# ### Deeper: what is in a checkpoint
+#
+# `get_last_checkpoint` finds the newest by its number: as text, "checkpoint-50" would come after "checkpoint-100".
 
 # %%
 from transformers.trainer_utils import get_last_checkpoint
 
-checkpoint = Path(get_last_checkpoint(trainer.args.output_dir))
-assert checkpoint.name == f"checkpoint-{max_steps}"
 purpose = {
     "config.json": "the architecture: from_pretrained reads it",
     "model.safetensors": "weights",
-    "optimizer.pt": "both moments of every weight: twice the weights' size",
+    "optimizer.pt": "both moments of every weight",
     "scheduler.pt": "position in the schedule",
     "rng_state.pth": "Python, NumPy, torch (and CUDA) generators",
     "trainer_state.json": "step, epoch, log_history, best metric",
     "training_args.bin": "the settings",
 }
-assert set(purpose) <= {path.name for path in checkpoint.iterdir()}
+checkpoint = Path(get_last_checkpoint(trainer.args.output_dir))
+files = {path.name for path in checkpoint.iterdir()}
 for name, text in purpose.items():
     print(f"{name:19} {text}")
-ratio = (checkpoint / "optimizer.pt").stat().st_size / (checkpoint / "model.safetensors").stat().st_size
-print(f"optimizer / weights: {ratio:.1f}")
+teach.claim("all of them are in the newest checkpoint", set(purpose) <= files)
+sizes = [(checkpoint / name).stat().st_size for name in list(purpose)[1:3]]
+twice = sizes[1] / sizes[0]
+teach.claim("optimizer: about twice the weights", 1.9 < twice < 2.1)
 
 # %% [markdown]
-# Before we go on, something for section 10 that takes ten seconds: a script that reports to two trackers. It starts now
-# and works beside the next section. The model is three lines: any module whose output has a loss will do.
-
-# %%
-SCRIPT = """
-import torch
-from course_utils import teach
-from course_utils.training.settings import quiet_trainer
-
-teach.start()
-
-
-class Line(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-
-    def forward(self, x, labels):
-        return {"loss": ((self.layer(x) - labels) ** 2).mean()}
-
-
-rows = [{"x": torch.tensor([i / 100]), "labels": torch.tensor([3 * i / 100])} for i in range(100)]
-trackers = ["wandb", "trackio"]
-trainer = quiet_trainer(Line(), "out", rows, max_steps=10, logging_steps=2, report_to=trackers, run_name="line")
-trainer.train()
-"""
-
-# %%
-import os
-import subprocess
-import sys
-
-tracked_in = Path(scratch.name) / "trackers"
-tracked_in.mkdir()
-(tracked_in / "track.py").write_text(SCRIPT)
-environment = os.environ | {
-    "WANDB_MODE": "offline",
-    "WANDB_DIR": str(tracked_in),
-    "WANDB_SILENT": "true",
-    "TRACKIO_DIR": str(tracked_in / "trackio"),
-}
-with (tracked_in / "track.log").open("w") as log:
-    tracking = subprocess.Popen([sys.executable, "track.py"], cwd=tracked_in, env=environment, stdout=log, stderr=log)
-
-# %% [markdown]
-# ## 9 · Resume
+# ### Deeper: a file is missing
 #
-# `trainer.train(resume_from_checkpoint=True)` takes the newest checkpoint in `output_dir`; a path takes that one. The
-# test of a resume is not that it runs but that nobody can tell. We train 20 steps without a break. `interrupted` makes
-# the folder that the same run would leave if it were killed after a save.
-
+# (First something for the next section that takes ten seconds: a script that reports to two trackers. It starts now and
+# works beside this section.)
 
 # %%
-import shutil
+from course_utils.lessons.lesson_03 import tracking
 
-
-def resumable(folder, weights_seed=seed, **settings):
-    set_seed(weights_seed)
-    return quiet_trainer(
-        load_classifier(num_labels, vocab_size=len(tokenizer), num_hidden_layers=1, hidden_size=64),
-        f"{scratch.name}/{folder}",
-        few_rows.select(range(480)),  # 15 steps are an epoch
-        data_collator=collate,
-        max_steps=20,
-        per_device_train_batch_size=32,
-        learning_rate=1e-3,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=8,
-        use_cpu=True,
-        seed=seed,
-        **settings,
-    )
-
-
-def interrupted(run, step, folder):
-    """Copy the checkpoint of ``step`` into a new folder, as the only one there."""
-    name = f"checkpoint-{step}"
-    return Path(shutil.copytree(f"{run.args.output_dir}/{name}", f"{scratch.name}/{folder}/{name}"))
-
-
-def equal_weights(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
-
+tracked_in = f"{scratch.name}/trackers"
+tracking_process = tracking.start(tracked_in)
 
 # %% [markdown]
-# A *new* Trainer with *other* initial weights resumes at step 8 (the middle of an epoch, with dropout) and goes to 20.
-
-# %%
-whole = resumable("whole")
-result = whole.train()
-interrupted(whole, 8, "resumed")
-resumed = resumable("resumed", weights_seed=seed + 1)
-result = resumed.train(resume_from_checkpoint=True)
-print("weights equal, bit for bit:", equal_weights(whole, resumed))
-print("losses of all 20 steps equal:", logged(whole, "loss") == logged(resumed, "loss"))
-assert equal_weights(whole, resumed) and logged(whole, "loss") == logged(resumed, "loss")
-
-# %% [markdown]
-# ### The second epoch
-#
-# The order of the rows must be the same too. With "random" the order of an epoch follows from the seed and the epoch's
-# number. With "group_by_length" it is drawn from the global random generator when the epoch begins, and on resume that
-# happens *before* the checkpoint's random state is restored. In the first epoch nobody notices: the generator was just
-# seeded. A run that is killed in a later epoch goes on with another order. Our main run had that strategy.
-
-# %%
-whole_runs = {"random": whole, "group_by_length": resumable("grouped", train_sampling_strategy="group_by_length")}
-result = whole_runs["group_by_length"].train()
-for strategy, step, wanted in (("random", 16, True), ("group_by_length", 8, True), ("group_by_length", 16, False)):
-    folder = f"{strategy}_{step}"
-    interrupted(whole_runs[strategy], step, folder)
-    resumed = resumable(folder, train_sampling_strategy=strategy)
-    resumed.train(resume_from_checkpoint=True)
-    equal = equal_weights(whole_runs[strategy], resumed)
-    print(f"{strategy:15} resumed at step {step:2}, epoch {1 + step // 15}: weights equal: {equal}")
-    assert equal == wanted
-
-# %% [markdown]
-# ### A file is missing
-#
 # An exact resume needs every file. Without the random state the run goes on and ends elsewhere. Optimizer and scheduler
 # are loaded only if *both* files are there: without one of them the moments restart at zero, and the learning rate
 # jumps back to its peak. None of the three raises anything:
@@ -1132,401 +1090,331 @@ for strategy, step, wanted in (("random", 16, True), ("group_by_length", 8, True
 # %%
 planned = dict(logged(whole, "learning_rate"))
 peak = planned[1]
-assert planned[9] < peak
-for missing, wanted in (("rng_state.pth", planned[9]), ("optimizer.pt", peak), ("scheduler.pt", peak)):
-    (interrupted(whole, 8, f"no_{missing}") / missing).unlink()
+after = {"rng_state.pth": planned[9], "optimizer.pt": peak, "scheduler.pt": peak}
+for missing, wanted in after.items():
+    (killed(whole, 8, f"{scratch.name}/no_{missing}") / missing).unlink()
     other = resumable(f"no_{missing}")
     other.train(resume_from_checkpoint=True)
     rate = dict(logged(other, "learning_rate"))[9]
-    print(f"without {missing:13} weights equal: {equal_weights(whole, other)}, rate of step 9: {rate:.4f}")
-    assert not equal_weights(whole, other) and rate == wanted
+    print(f"without {missing:13} rate of step 9: {rate:.4f}")
+    wrong = rate == wanted and not equal_weights(whole, other)
+    teach.claim("it goes on and ends with other weights", wrong)
 
 # %% [markdown]
 # Without weights or step it does raise:
 
 # %%
+refused = []
 for missing in ("model.safetensors", "trainer_state.json"):
-    (interrupted(whole, 8, f"no_{missing}") / missing).unlink()
+    (killed(whole, 8, f"{scratch.name}/no_{missing}") / missing).unlink()
     try:
         resumable(f"no_{missing}").train(resume_from_checkpoint=True)
-        raise AssertionError("not refused")
     except (ValueError, FileNotFoundError) as error:
+        refused.append(missing)
         print(f"without {missing:18} {type(error).__name__}")
+teach.claim("both are refused", len(refused) == 2)
 
 # %% [markdown]
 # `save_only_model=True` leaves out optimizer, scheduler and random state: a third of the size. Resuming from it raises
-# nothing, but restarts schedule and moments: the learning rate jumps back.
+# nothing, but restarts schedule and moments.
 
 # %%
 light = resumable("only_model", save_only_model=True)
 result = light.train()
-checkpoints = [Path(run.args.output_dir) / "checkpoint-8" for run in (light, whole)]
-files = [{path.name for path in folder.iterdir()} for folder in checkpoints]
-sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in checkpoints]
-print("left out:", sorted(files[1] - files[0]), f"| size: {sizes[0] / sizes[1]:.2f} of the full checkpoint")
-assert files[1] - files[0] == {"optimizer.pt", "scheduler.pt", "rng_state.pth"} and sizes[0] < 0.4 * sizes[1]
-interrupted(light, 8, "from_only_model")
-restarted = resumable("from_only_model")
-restarted.train(resume_from_checkpoint=True)
+folders = [Path(run.args.output_dir) / "checkpoint-8" for run in (light, whole)]
+files = [{path.name for path in folder.iterdir()} for folder in folders]
+sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]
+print("left out:", sorted(files[1] - files[0]))
+teach.claim("under 0.4 of the full size", sizes[0] / sizes[1] < 0.4)
+restarted = kill_and_resume(light, 8, "from_only_model")
 rates = dict(logged(restarted, "learning_rate"))
 print(f"learning rate of step 8: {rates[8]:.5f}, of step 9: {rates[9]:.5f}")
-assert rates[9] == peak > rates[8] and not equal_weights(light, restarted)
+teach.claim("the learning rate jumps back to its peak", rates[9] == peak > rates[8])
 
 # %% [markdown]
-# ## 10 · Trackers and the hub
+# ## 8 · Trackers and the hub
 #
-# `report_to` names the trackers; the default is `"none"`. A tracker is a callback that receives each `log` call.
+# `report_to` names the trackers; the default is `"none"`. A tracker is a callback that receives each log entry.
 #
-# **Weights & Biases** works without an account in offline mode: `WANDB_MODE=offline` writes a local run folder that
-# `wandb sync` can upload later. **Trackio** is a local-first tracker: it writes an SQLite file, and `trackio show`
-# opens a dashboard. Inside a notebook Trackio would start that dashboard's web server by itself, so both run from the
-# script that was started before section 9. Meanwhile the third tracker, in this process:
+# - **TensorBoard** writes event files below `output_dir`. In JupyterLab: `%load_ext tensorboard`, then
+#   `%tensorboard --logdir <folder>`.
+# - **Weights & Biases** needs no account in offline mode: `WANDB_MODE=offline` writes a run folder that `wandb sync`
+#   can upload later.
+# - **Trackio** writes an SQLite file, and `trackio show` opens a dashboard.
+#
+# `push_to_hub=True` uploads to a model repository, which is public unless you say otherwise. It is off by default.
 
 # %% [markdown]
-# **TensorBoard** writes event files into `TENSORBOARD_LOGGING_DIR` (or below `output_dir`). In JupyterLab, run
-# `%load_ext tensorboard` and `%tensorboard --logdir <folder>` in a cell, or `tensorboard --logdir <folder>` in a
-# terminal. The files are plain records, so we can read them back:
+# ### Deeper: what `push_to_hub` does
+#
+# `push_to_hub=True` creates a model repository and uploads weights and configuration at every save
+# (`hub_strategy="every_save"`); the model card only with `trainer.push_to_hub()`. It needs a token (`hf auth login`),
+# and the repository is public unless `hub_private_repo=True` or your organisation's default is private. It is off by
+# default, and this course never turns it on:
 
 # %%
+print("push_to_hub:", trainer.args.push_to_hub)
+teach.claim("nothing is uploaded by default", default_of("push_to_hub") is False)
+
+# %% [markdown]
+# ### Deeper: what the three leave on disk
+#
+# TensorBoard in this process, into the folder that `TENSORBOARD_LOGGING_DIR` names; the files are plain records, so we
+# can read them back:
+
+# %%
+import os
+
 os.environ["TENSORBOARD_LOGGING_DIR"] = f"{scratch.name}/tensorboard"
-tracked = quiet_trainer(
-    tiny_model(),
-    scratch.name,
-    few_rows,
-    some_rows,
-    data_collator=collate,
-    compute_metrics=compute_metrics,
-    max_steps=10,
-    logging_steps=2,
-    eval_strategy="steps",
-    eval_steps=5,
-    report_to="tensorboard",
-)
+options = {"max_steps": 10, "logging_steps": 2, "report_to": "tensorboard"}
+options |= {"eval_strategy": "steps", "eval_steps": 5}
+options |= {"data_collator": collate, "compute_metrics": compute_metrics}
+tracked = quiet_trainer(tiny_model(), scratch.name, few_rows, some_rows, **options)
 tracked.train()
 del os.environ["TENSORBOARD_LOGGING_DIR"]
 
 # %%
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing import event_accumulator
 
-events = EventAccumulator(f"{scratch.name}/tensorboard")
+events = event_accumulator.EventAccumulator(f"{scratch.name}/tensorboard")
 events.Reload()
-in_file = [(event.step, event.value) for event in events.Scalars("train/loss")]
-same = all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(in_file, logged(tracked, "loss"), strict=True))
-print([tag for tag in events.Tags()["scalars"] if tag.split("/")[1] in ("loss", "accuracy", "macro_f1", "grad_norm")])
-print("event file = log_history:", same)
-assert same
+in_file = [event.value for event in events.Scalars("train/loss")]
+pairs = zip(in_file, logged(tracked, "loss"), strict=True)
+worst = max(abs(a - b) for a, (_, b) in pairs)
+teach.claim("event file = log_history, within 1e-6", worst < 1e-6)
+some = ("loss", "accuracy", "macro_f1", "grad_norm")
+print([tag for tag in events.Tags()["scalars"] if tag.split("/")[1] in some])
 
 # %% [markdown]
-# And the two of the script: what did they leave on the disk?
+# The other two ran in the script that section 7 started, because Trackio would start its dashboard's web server by
+# itself inside a notebook. `tracking.result` waits for it and reads W&B's run file and Trackio's data base. On a
+# cluster without internet: offline mode, then `wandb sync wandb/offline-run-*` from a login node. With an account:
+# `wandb login` once; `run_name` and `WANDB_PROJECT` name the run.
 
 # %%
-import sqlite3
-
-assert tracking.wait() == 0, (tracked_in / "track.log").read_text()[-2000:]
-run_file = next(tracked_in.glob("wandb/offline-run-*/run-*.wandb"))
-print("W&B: offline run file holds train/loss:", b"train/loss" in run_file.read_bytes())
-with sqlite3.connect(next((tracked_in / "trackio").glob("*.db"))) as connection:
-    logs = connection.execute("SELECT run_name, metrics FROM metrics ORDER BY step").fetchall()
-print("Trackio:", sum(b"train/loss" in bytes(metrics) for _, metrics in logs), "losses of run", logs[0][0])
-assert b"train/loss" in run_file.read_bytes() and logs[0][0] == "line"
+losses = tracking.result(tracking_process, tracked_in)
+teach.claim("W&B's run file holds the loss", losses["Weights & Biases"] > 0)
+teach.claim("Trackio's file has five losses", losses["Trackio"] == 5)
 
 # %% [markdown]
-# With an account: `wandb login` once, leave `WANDB_MODE` out, set `run_name` and the environment variable
-# `WANDB_PROJECT`. On a cluster without internet: offline mode, then `wandb sync wandb/offline-run-*` from a login node.
+# ## 9 · When Trainer, when your own loop?
 #
-# ### push_to_hub
-#
-# `push_to_hub=True` creates a model repository (`hub_model_id`, default: the name of `output_dir`) and uploads weights
-# and configuration at every save (`hub_strategy="every_save"`). The model card, and with `"end"` everything, is
-# uploaded only when you call `trainer.push_to_hub()`. It needs a token (`hf auth login`) and a network. The repository
-# is public unless `hub_private_repo=True` or your organisation's default is private. (Source: `_push_from_checkpoint`
-# and `push_to_hub` of the installed Trainer.) It is off by default, and this course never turns it on:
-
-# %%
-assert default_of("push_to_hub") is False and trainer.args.push_to_hub is False
-print("push_to_hub:", trainer.args.push_to_hub, "| report_to:", default_of("report_to"))
+# - Fine-tuning or pretraining, on any number of devices: Trainer.
+# - Another loss: Trainer with `compute_loss_func` (lesson 06).
+# - To watch, stop, save, change something: Trainer with a callback (lesson 05).
+# - Another forward or backward scheme: a Trainer subclass (lesson 07).
+# - Several models in turn, data made while training: your own loop, with Accelerate (lesson 08).
+# - To understand or debug: your own loop, on one batch.
 
 # %% [markdown]
-# ## 11 · When Trainer, when your own loop?
+# ## 10 · What goes wrong
 #
-# | you want | take |
-# |---|---|
-# | standard fine-tuning or pretraining, any number of devices | Trainer |
-# | another loss | Trainer with `compute_loss_func` (lesson 06) |
-# | to watch, stop, save or change something at certain moments | Trainer with a callback (lesson 05) |
-# | another forward/backward scheme | a Trainer subclass (lesson 07) |
-# | several models in turn (GANs), data made while training | your own loop, with Accelerate (lesson 08) |
-# | to understand or debug | your own loop, on one batch |
-#
-# A sign that you have outgrown the Trainer: you override three methods and copy half of their bodies. A sign that you
-# should have taken it: your loop grows flags for resuming, logging and mixed precision.
-
-# %% [markdown]
-# ## 12 · What goes wrong
-#
-# Four bugs that raise nothing. Each is planted, measured and caught.
+# Five bugs that raise nothing.
 #
 # ### A column silently disappears
 #
-# `remove_unused_columns=True` drops every column that `forward` does not name. Usually that is what you want. Here it
-# is not: we give each row a `weight` (rare classes count more) and use it in the loss, *if it is there*.
+# `remove_unused_columns=True` drops every column that `forward` does not name. Here each row has a `weight` (rare
+# classes count more), and the loss uses it *if it is there*. (`items` holds `num_items_in_batch`.)
 
 # %%
-counts = collections.Counter(few_rows["label"])
+from collections import Counter
+
+counts = Counter(few_rows["label"])
 weights = [len(few_rows) / (num_labels * counts[label]) for label in few_rows["label"]]
 weighted_rows = few_rows.add_column("weight", weights)
 
 
 class WeightedTrainer(Trainer):
-    loss_is_scaled_for_ga = False  # our loss is the mean of one micro-batch; see "Accumulation" below
+    loss_is_scaled_for_ga = False  # a mean over the micro-batch: see "Accumulation"
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, return_outputs=False, **items):
         weight = inputs.pop("weight", None)  # a default that hides the bug
-        outputs = model(**inputs)
-        loss = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"], reduction="none")  # (B,)
+        outputs, labels = model(**inputs), inputs["labels"]
+        cross_entropy = torch.nn.functional.cross_entropy
+        loss = cross_entropy(outputs["logits"], labels, reduction="none")  # (B,)
         loss = loss.mean() if weight is None else (loss * weight).mean()
         return (loss, outputs) if return_outputs else loss
 
 
 # %%
-def weighted_run(rows, **settings):
-    trainer = quiet_trainer(
-        tiny_model(),
-        scratch.name,
-        rows,
-        data_collator=collate,
-        trainer_class=WeightedTrainer,
-        max_steps=10,
-        logging_steps=1,
-        learning_rate=1e-3,
-        use_cpu=True,  # the comparison is bitwise
-        **settings,
-    )
-    trainer.train()
-    return trainer
+def weighted_run(data, **changes):
+    options = {"max_steps": 10, "logging_steps": 1, "learning_rate": 1e-3}
+    options |= {"use_cpu": True, "data_collator": collate} | changes
+    options |= {"trainer_class": WeightedTrainer}
+    run = quiet_trainer(tiny_model(), scratch.name, data, **options)
+    run.train()
+    return run
 
 
-without, planted = weighted_run(few_rows), weighted_run(weighted_rows)
-print("weighted run = run without weights:", logged(planted, "loss") == logged(without, "loss"))
-assert logged(planted, "loss") == logged(without, "loss")
+def apart(first, second):
+    pairs = zip(logged(first, "loss"), logged(second, "loss"), strict=True)
+    return max(abs(a - b) for (_, a), (_, b) in pairs)
+
+
+plain, planted = weighted_run(few_rows), weighted_run(weighted_rows)
+teach.claim("with weights or without: no loss differs", apart(plain, planted) == 0)
 
 # %% [markdown]
-# Ten steps, not one bit of difference: the weights never arrived. The check is to look at a batch as the model will see
-# it. `get_train_dataloader` is public, so this is one line worth having in every project. The fix is to keep the
-# columns, and to demand what you need (`inputs["weight"]`, without a default).
+# The weights never arrived. The check is to look at a batch as the model will see it. The fix is to keep the columns,
+# and to demand what you need (`inputs["weight"]`, without a default).
 
 # %%
 print("planted:", sorted(next(iter(planted.get_train_dataloader()))))
 fixed = weighted_run(weighted_rows, remove_unused_columns=False)
 print("fixed:  ", sorted(next(iter(fixed.get_train_dataloader()))))
-assert "weight" not in next(iter(planted.get_train_dataloader()))
-assert "weight" in next(iter(fixed.get_train_dataloader())) and logged(fixed, "loss") != logged(without, "loss")
+teach.claim("now the losses differ, by over 0.01", apart(plain, fixed) > 0.01)
+
+# %% [markdown]
+# ### A NaN that the log hides
+#
+# Now the weights arrive, and one of them is missing in the table: NaN. Its batch has a loss of NaN, so every gradient
+# is NaN, and after one step every weight. The default `logging_nan_inf_filter=True` replaces a NaN loss by the average
+# of the losses since the last log.
+
+# %%
+bad_step, gap = 18, list(weights)
+gap[32 * (bad_step - 1)] = float("nan")
+damaged = few_rows.add_column("weight", gap)
+hides, options = {}, {"max_steps": 28, "logging_steps": 2}
+options |= {"remove_unused_columns": False, "per_device_train_batch_size": 32}
+options |= {"train_sampling_strategy": "sequential"}
+for name, flag in {"filter on, the default": True, "filter off": False}.items():
+    hides[name] = weighted_run(damaged, logging_nan_inf_filter=flag, **options)
+logs = {name: logged(run, "loss") for name, run in hides.items()}
+teach.show(figures.hidden_nan(logs, bad_step))
+
+# %%
+last = {name: points[-1][1] for name, points in logs.items()}
+parameters = hides["filter on, the default"].model.parameters()
+healthy = sum(p.isfinite().all().item() for p in parameters)
+teach.claim("not one weight tensor is still finite", healthy == 0)
+on, off = last.values()
+teach.claim("filtered, the log says 0; unfiltered, NaN", on == 0 and math.isnan(off))
+
+# %% [markdown]
+# A loss of exactly 0 looks like a triumph. The filter changes the log, not the training; in evaluation it leaves NaN
+# batches out of the loss. Set it to False in every run; lesson 05 has a callback that stops or skips.
 
 # %% [markdown]
 # ### Labels with another name
 #
-# In training this bug is loud: no `labels`, no loss, an error.
-
-
-# %%
-def labels_run(train, evaluation, **settings):
-    return quiet_trainer(
-        tiny_model(),
-        scratch.name,
-        train,
-        evaluation,
-        data_collator=collate,
-        compute_metrics=compute_metrics,
-        max_steps=4,
-        per_device_eval_batch_size=100,
-        eval_strategy="steps",
-        eval_steps=4,
-        **settings,
-    )
-
-
-try:
-    labels_run(few_rows.rename_column("label", "target"), some_rows).train()
-except ValueError as error:
-    print(str(error).split(",")[0])
-
-# %% [markdown]
-# In evaluation it is silent: without labels `prediction_step` still runs, and returns neither loss nor metrics. The
-# same happens with the argument that looks as if it named your column: `label_names=["label"]`. It must name the
-# *batch's* key, after the collator, which is `labels`.
+# In training this is an error. In evaluation it is silent: neither loss nor metrics. The same with
+# `label_names=["label"]`, which must name the *batch's* key, after the collator: `labels`. The check is built in:
+# `eval_on_start=True` evaluates *before* the first step. Read its entry:
 
 # %%
 cases = {
-    "right": labels_run(few_rows, some_rows),
-    "evaluation rows with 'target'": labels_run(few_rows, some_rows.rename_column("label", "target")),
-    "label_names=['label']": labels_run(few_rows, some_rows, label_names=["label"]),
+    "right": (some_rows, {}),
+    "a column 'target'": (some_rows.rename_column("label", "target"), {}),
+    "label_names=['label']": (some_rows, {"label_names": ["label"]}),
 }
-for name, run in cases.items():
+options = {"max_steps": 1, "eval_strategy": "steps", "eval_on_start": True}
+options |= {"data_collator": collate, "compute_metrics": compute_metrics}
+found = {}
+for name, (evaluation, changes) in cases.items():
+    data = few_rows, evaluation
+    run = quiet_trainer(tiny_model(), scratch.name, *data, **(options | changes))
     run.train()
-    found = {key for entry in run.state.log_history for key in entry}
-    print(f"{name}:", sorted(found & {"eval_loss", "eval_accuracy", "eval_macro_f1"}))
-
-# %% [markdown]
-# The check is one evaluation *before* training, which costs seconds and tells you that names, metrics and memory fit:
-
-
-# %%
-def check_evaluation(trainer, metric):
-    """Raise before training if an evaluation would lack ``metric``."""
-    found = trainer.evaluate()
-    if metric not in found:
-        raise ValueError(f"metric={metric!r} is missing; allowed: {', '.join(sorted(found))}")
-
-
-check_evaluation(cases["right"], "eval_macro_f1")
-for name in list(cases)[1:]:
-    try:
-        check_evaluation(cases[name], "eval_macro_f1")
-        raise AssertionError("not caught")
-    except ValueError as error:
-        print("caught:", str(error).split(";")[0])
+    first = run.state.log_history[0]
+    found[name] = sorted({"eval_loss", "eval_macro_f1"} & set(first))
+    print(f"{name:22} step {first['step']}: {found[name]}")
+counts = [len(scores) for scores in found.values()]
+teach.claim("right has both, the others neither", counts == [2, 0, 0])
 
 # %% [markdown]
 # ### The best model is never loaded
 #
 # `load_best_model_at_end` can load only what was *saved*. `save_steps` may be a multiple of `eval_steps`, so a best
-# value between two saves is recorded and lost. We provoke it with a model that overfits 200 rows: its validation loss
-# has a minimum in the middle of the run.
-
-
-# %%
-def overfit(folder, **settings):
-    trainer = quiet_trainer(
-        tiny_model(embedding_dropout=0.0),
-        f"{scratch.name}/{folder}",
-        few_rows.select(range(200)),
-        some_rows,
-        data_collator=collate,
-        max_steps=40,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=128,
-        learning_rate=5e-4,
-        lr_scheduler_type="constant",
-        eval_strategy="steps",
-        eval_steps=5,
-        use_cpu=True,
-        seed=seed,
-        **settings,
-    )
-    trainer.train()
-    return trainer
-
+# value between two saves is recorded and lost, without a word (planted in *Deeper*). The check: the step of
+# `state.best_model_checkpoint` is `state.best_global_step`. The cure: save at every evaluation, or
+# `save_strategy="best"`. Its sibling is the **direction**. Unless you set `greater_is_better`, the Trainer guesses from
+# the name: smaller is better only if it ends in "loss".
 
 # %%
-reference = overfit("reference")
-evaluations = logged(reference, "eval_loss")
-best_step = min(evaluations, key=lambda entry: entry[1])[0]
-save_steps = best_step + 5  # a multiple of eval_steps, one evaluation too late
-planted = overfit(
-    "planted", save_strategy="steps", save_steps=save_steps, load_best_model_at_end=True, metric_for_best_model="loss"
-)
-loaded = planted.evaluate()["eval_loss"]
-lost = loaded - min(value for _, value in evaluations)
-print("the best step is not the last:", best_step < 40)
-print("the loaded model is worse than the best one:", lost > 0)
-assert logged(planted, "eval_loss")[: len(evaluations)] == evaluations and lost > 0
-
-# %% tags=["nbval-ignore-output"]
-loaded_from = planted.state.best_model_checkpoint
-name = Path(loaded_from).name if loaded_from else "nothing"
-print(f"best at step {best_step}, saved every {save_steps}, loaded {name}: loss {lost:.3f} above the best")
-assert planted.state.best_global_step == best_step
-
-
-# %% [markdown]
-# Nothing was printed and nothing raised. The Trainer even *knows* the best step. The check compares it with the
-# checkpoint; the cure is to save at every evaluation, or `save_strategy="best"`.
-
-
-# %%
-def best_was_loaded(trainer):
-    checkpoint = trainer.state.best_model_checkpoint
-    return checkpoint is not None and checkpoint.endswith(f"-{trainer.state.best_global_step}")
-
-
-cured = overfit(
-    "cured", save_strategy="best", save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="loss"
-)
-print("planted:", best_was_loaded(planted), "| cured:", best_was_loaded(cured))
-assert not best_was_loaded(planted) and best_was_loaded(cured)
-
-# %% [markdown]
-# Here the best step is not the last one, so this is a proof: the model in memory has the weights of the best step's
-# file, and its loss.
-
-# %%
-from safetensors.torch import load_file
-
-in_file = load_file(f"{cured.state.best_model_checkpoint}/model.safetensors")
-in_memory = cured.model.state_dict()
-print("memory = best checkpoint:", all(torch.equal(in_memory[name], value) for name, value in in_file.items()))
-assert len(in_file) > 0 and all(torch.equal(in_memory[name], value) for name, value in in_file.items())
-assert cured.state.best_global_step < cured.state.global_step == 40
-assert abs(cured.evaluate()["eval_loss"] - cured.state.best_metric) < 1e-6
-
-# %% [markdown]
-# Its sibling is the **direction**. Unless you set `greater_is_better`, the Trainer guesses from the name: smaller is
-# better only if it ends in "loss". With a metric called `error_rate` it keeps the worst model, carefully:
-
-# %%
+guesses = {}
 for metric in ("eval_loss", "eval_macro_f1", "eval_error_rate"):
     arguments = TrainingArguments(scratch.name, metric_for_best_model=metric)
-    print(f"{metric}: greater_is_better={arguments.greater_is_better}")
-assert TrainingArguments(scratch.name, metric_for_best_model="eval_error_rate").greater_is_better is True
+    guesses[metric] = arguments.greater_is_better
+print(guesses)
+teach.claim("it would keep the largest error rate", guesses["eval_error_rate"] is True)
 
 # %% [markdown]
 # ### Accumulation multiplies the loss
 #
-# The one that surprises most. If a model's `forward` accepts `**kwargs`, the Trainer assumes that the model divides its
-# loss by `num_items_in_batch`, so it does not divide by the number of micro-batches. ModernBERT's classifier accepts
-# the argument and ignores it. With 4 micro-batches loss and gradients are four times too large:
-
-
-# %%
-no_dropout = dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"), 0.0)
-
-
-def accumulating(steps, **options):
-    trainer = quiet_trainer(
-        tiny_model(**no_dropout),
-        scratch.name,
-        few_rows,
-        data_collator=collate,
-        max_steps=3,
-        logging_steps=1,
-        per_device_train_batch_size=32 // steps,
-        gradient_accumulation_steps=steps,
-        train_sampling_strategy="sequential",
-        **options,
-    )
-    trainer.train()
-    return logged(trainer, "loss")[0][1], logged(trainer, "grad_norm")[0][1]
-
-
-(big, big_norm), (planted, planted_norm) = accumulating(1), accumulating(4)
-print(f"one batch of 32: loss {big:.1f}; four of 8: loss {planted:.1f}; ratio {planted / big:.1f}")
-print(f"gradient norm: ratio {planted_norm / big_norm:.1f}")
-assert abs(planted / big - 4) < 1e-4
-
-# %% [markdown]
-# With clipping and AdamW, which divides by the gradient's size, the run still learns; only the log looks odd and
-# clipping bites more often. That is how such a bug survives. The check is the comparison above, on step 1. The cure is
-# to say how the loss is normalised: lesson 01's summed cross entropy, divided by the labels of the whole window.
+# If a model's `forward` accepts `**kwargs`, the Trainer assumes that the model divides its loss by
+# `num_items_in_batch`, so it does not divide by the number of micro-batches. ModernBERT's classifier accepts the
+# argument and ignores it. The check: step 1 of one batch of 32 against four of 8, without dropout. The cure: lesson
+# 01's summed cross entropy, divided by the labels of the whole window.
 
 # %%
 from course_utils.training.loop import summed_cross_entropy
 
-cured, cured_norm = accumulating(4, compute_loss_func=summed_cross_entropy)
-print(f"cured: loss ratio {cured / big:.1f}, gradient norm ratio {cured_norm / big_norm:.1f}")
-assert abs(cured / big - 1) < 1e-4
+kinds = ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout")
+no_dropout = dict.fromkeys(kinds, 0.0)
+
+
+def first_step(pieces, **changes):
+    """Loss and gradient norm of 32 rows, in so many micro-batches."""
+    options = {"max_steps": 1, "logging_steps": 1, "data_collator": collate}
+    options |= {"per_device_train_batch_size": 32 // pieces}
+    options |= {"gradient_accumulation_steps": pieces}
+    options |= {"train_sampling_strategy": "sequential"} | changes
+    run = quiet_trainer(tiny_model(**no_dropout), scratch.name, few_rows, **options)
+    run.train()
+    return [logged(run, key)[0][1] for key in ("loss", "grad_norm")]
+
+
+big, planted = first_step(1), first_step(4)
+cured = first_step(4, compute_loss_func=summed_cross_entropy)
+for name, values in {"planted": planted, "cured": cured}.items():
+    ratios = [value / whole for value, whole in zip(values, big, strict=True)]
+    print(f"{name}: loss x {ratios[0]:.2f}, gradient norm x {ratios[1]:.2f}")
+teach.claim("planted: four times the loss", abs(planted[0] / big[0] - 4) < 1e-3)
+teach.claim("cured: the big batch's", abs(cured[0] / big[0] - 1) < 1e-3)
 
 # %% [markdown]
-# The second cure is for a loss that is the mean of one micro-batch, as in `WeightedTrainer`: the class attribute
+# AdamW and clipping hide the factor: the run still learns.
+#
+# | bug | what you see | check |
+# |---|---|---|
+# | a dropped column | the run without it | keys of a batch |
+# | NaN, filtered | a loss of 0 | `logging_nan_inf_filter=False` |
+# | labels misnamed | no scores | `eval_on_start=True` |
+# | best not saved, wrong direction | a worse model | its step, the checkpoint's |
+# | accumulation | a loss k times too large | step 1 against the big batch |
+
+# %% [markdown]
+# ### Exercise 03.6 · Repair a Trainer
+#
+# `build_suspect` makes a Trainer of `WeightedTrainer`'s kind. Three demands: (1) weights arrive, and rows without one
+# are an error; (2) the loss of a step, and so its gradient, is the sum of weight times cross entropy over all rows of
+# the *window*, divided by their number, whatever the sizes of the micro-batches; (3) a NaN shows in the log. It meets
+# none. Write `build` that does. The model's `forward` returns a dictionary with `logits` and accepts `**kwargs`.
+
+
+# %%
+class Suspect(WeightedTrainer):
+    loss_is_scaled_for_ga = None  # the Trainer's default
+
+
+def build_suspect(model, rows, folder, **settings):
+    options = {"trainer_class": Suspect} | settings
+    return quiet_trainer(model, folder, rows, **options)
+
+
+# %%
+def build(model, rows, folder, **settings):
+    # -> a Trainer, not trained yet; settings are passed on
+    return ...
+
+
+# %%
+teach.check("03.6", build)
+
+# %% [markdown]
+# ### Deeper: the second cure, and the loop once more
+#
+# For a loss that is the mean of one micro-batch, as in `WeightedTrainer`, the class attribute
 # `loss_is_scaled_for_ga = False` makes the Trainer divide by the number of micro-batches. That is exact when all
 # micro-batches have the same number of labels, as here.
 
@@ -1536,15 +1424,15 @@ class MeanLossTrainer(Trainer):
     loss_is_scaled_for_ga = False
 
 
-cured, cured_norm = accumulating(4, trainer_class=MeanLossTrainer)
-print(f"second cure: loss ratio {cured / big:.1f}, gradient norm ratio {cured_norm / big_norm:.1f}")
-assert abs(cured / big - 1) < 1e-4 and abs(cured_norm / big_norm - 1) < 1e-3
+second = first_step(4, trainer_class=MeanLossTrainer)
+teach.claim("the big batch's loss", abs(second[0] / big[0] - 1) < 1e-3)
+teach.claim("and gradient norm", abs(second[1] / big[1] - 1) < 1e-3)
 
 # %% [markdown]
 # With the first cure, the Trainer equals the loop with accumulation as well, bit for bit:
 
 # %%
-trainer = quiet_trainer(
+accumulated = quiet_trainer(
     tiny_model(),
     scratch.name,
     few_rows,
@@ -1561,197 +1449,148 @@ trainer = quiet_trainer(
     use_cpu=True,
     seed=seed,
 )
-trainer.train()
-loop_model = tiny_model()
-optimizer = torch.optim.AdamW(parameter_groups(loop_model, 0.0), lr=1e-3, fused=True)
+result = accumulated.train()
+model = tiny_model()
+optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=1e-3, fused=True)
 batches = ShuffledBatches(few_rows, 8, collate, shuffle=False)
 set_seed(seed)
 config = LoopConfig(max_steps=8, accumulation=3)
-history = train(loop_model, batches, optimizer, config, loss_function=summed_cross_entropy)
-equal = [value for _, value in logged(trainer, "loss")] == [record["loss"] for record in history]
-print("accumulated: losses equal at all steps:", equal)
-assert equal
+history = train(model, batches, optimizer, config, loss_function=summed_cross_entropy)
+pairs = zip(logged(accumulated, "loss"), history, strict=True)
+worst = max(abs(a - record["loss"]) for (_, a), record in pairs)
+teach.claim("accumulated: no loss differs from the loop's", worst == 0)
 
 # %% [markdown]
-# ## 13 · Exercises
+# ### Deeper: accumulation on several devices
 #
-# ### 03.1 Translate a loop's settings
-#
-# `loop` describes a run of lesson 01's loop. Return the keyword arguments that make the Trainer do the same. The keys
-# are printed below; `max_grad_norm=0.0` means no clipping, `eval_every=0` no evaluation, `micro_batch` is the number
-# of rows per forward pass. Leave nothing to a default that the loop did not have.
+# On several devices the Trainer averages gradients only at the last micro-batch of a window (lesson 11: `no_sync`).
+# That saves traffic. Where parameters are sharded over the devices (lesson 12) it costs memory: until then each device
+# keeps the gradients of *all* parameters. Averaging after every micro-batch is an option of Accelerate's that the
+# Trainer passes on:
 
 # %%
-from course_utils.lessons.lesson_03.exercises import LOOPS
-
-print(LOOPS[0])
-
-
-# %%
-def trainer_arguments(loop): ...
-
-
-# %%
-teach.check("03.1", trainer_arguments)
+once_each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+options = {"gradient_accumulation_steps": 4, "accelerator_config": once_each}
+synced = quiet_trainer(tiny_model(), scratch.name, **options)
+plugin = synced.accelerator.gradient_state.plugin_kwargs
+teach.claim("Accelerate was told", plugin["sync_each_batch"] is True)
 
 # %% [markdown]
-# <details><summary>Stuck?</summary>
+# ### Deeper: the best model is never loaded
 #
-# Run `teach.show_hint("03.1")`, and `teach.show_solution("03.1")` when you want to compare.
-#
-# </details>
-#
-# ### 03.2 What makes two runs differ?
-#
-# Two runs that "had the same settings" give different curves. Write a function that takes both `TrainingArguments` and
-# returns the *set of names* of the fields that differ, without those that cannot change a weight (`BOOKKEEPING`: names,
-# folders, logging). `save_strategy` and `save_steps` are not among these: they decide which weights
-# `load_best_model_at_end` finds (section 12).
-
-# %%
-from course_utils.training.settings import BOOKKEEPING
-
-print(sorted(BOOKKEEPING)[:6], "...")
-
-
-def differing_settings(first, second): ...
+# `overfit` trains on 200 rows with an evaluation every 5 steps; we look up its best step and plant saves that miss it:
 
 
 # %%
-teach.check("03.2", differing_settings)
+def overfit(name, **changes):
+    options = {"max_steps": 40, "learning_rate": 1e-3, "use_cpu": True, "seed": seed}
+    options |= {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 100}
+    options |= {"lr_scheduler_type": "constant", "data_collator": collate}
+    options |= {"eval_strategy": "steps", "eval_steps": 5} | changes
+    data = few_rows.select(range(200)), some_rows
+    run = quiet_trainer(tiny_model(), f"{scratch.name}/{name}", *data, **options)
+    run.train()
+    return run
+
+
+def best_was_loaded(run):
+    checkpoint = str(run.state.best_model_checkpoint)
+    return checkpoint.endswith(f"-{run.state.best_global_step}")
+
+
+# %% tags=["nbval-ignore-output"]
+keep = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+values = {loss: step for step, loss in logged(overfit("reference"), "eval_loss")}
+best_step = values[min(values)]
+keep |= {"save_strategy": "steps", "save_steps": best_step + 5}
+planted = overfit("planted", **keep)
+lost = planted.evaluate()["eval_loss"] - min(values)
+print(f"best at step {best_step}, saved every {best_step + 5}: {lost:.3f} above it")
+teach.claim("the model in memory is worse than the best", lost > 0)
+checks = [best_was_loaded(planted), best_was_loaded(trainer)]
+teach.claim("the check tells it from section 1's run", checks == [False, True])
 
 # %% [markdown]
-# Now use it. Here are two runs of the same program. Their first two losses agree and from the third on they differ.
-# Which setting is it, and why does it take until the third loss? (The quiz below has the answer.)
-
+# Nothing was printed and nothing raised; the Trainer even *knows* the best step. With `save_strategy="best"` memory
+# holds the best step's file:
 
 # %%
-def mystery(name, **secret):
-    trainer = quiet_trainer(
-        tiny_model(),
-        f"{scratch.name}/{name}",
-        few_rows,
-        data_collator=collate,
-        max_steps=6,
-        logging_steps=1,
-        learning_rate=1e-3,
-        use_cpu=True,
-        **secret,
-    )
-    trainer.train()
-    return trainer
+from safetensors.torch import load_file
 
-
-hidden = bytes.fromhex("6164616d5f6265746132").decode()  # no peeking: your function will find it
-runs = [mystery("first"), mystery("second", **{hidden: 0.5})]
-pairs = zip(logged(runs[0], "loss"), logged(runs[1], "loss"), strict=True)
-print("losses agree to 1e-5, step by step:", [abs(a - b) < 1e-5 for (_, a), (_, b) in pairs])
-print("your answer:", differing_settings(runs[0].args, runs[1].args))
+keep |= {"save_strategy": "best", "save_total_limit": 1}
+cured = overfit("cured", **keep)
+in_file = load_file(f"{cured.state.best_model_checkpoint}/model.safetensors")
+in_memory = cured.model.state_dict()
+equal = [torch.equal(in_memory[name].cpu(), in_file[name]) for name in in_file]
+teach.claim("memory = the best file, tensor by tensor", equal and all(equal))
+teach.claim("the best step is not the last", cured.state.best_global_step < 40)
 
 # %% [markdown]
-# <details><summary>Stuck?</summary>
+# ## 11 · See it work
 #
-# Run `teach.show_hint("03.2")`, and `teach.show_solution("03.2")` when you want to compare.
-#
-# </details>
-#
-# ### 03.3 Which checkpoint does `load_best_model_at_end` load?
-#
-# `evaluations` is a list of `(step, value)`, `saved` the set of steps with a checkpoint. Return the step whose weights
-# the Trainer ends with, or `None` if nothing is loaded. Remember section 12: it loads the last checkpoint that was the
-# best *at the time it was saved*.
+# The best model of section 1, on sentences written for this lesson:
 
+# %% tags=["nbval-ignore-output"]
+from course_utils.lessons.lesson_03.runs import SENTENCES
 
-# %%
-def best_checkpoint(evaluations, saved, greater_is_better): ...
-
-
-# %%
-teach.check("03.3", best_checkpoint)
-
-# %% [markdown]
-# <details><summary>Stuck?</summary>
-#
-# Run `teach.show_hint("03.3")`, and `teach.show_solution("03.3")` when you want to compare.
-#
-# </details>
+load_weights(trainer, trainer.state.best_global_step)
+names = dataset["train"].features["label"].names
+batch = collate([tokenize({"text": sentence}) for sentence in SENTENCES])
+with torch.no_grad():
+    logits = trainer.model.eval()(**batch.to(trainer.args.device)).logits
+chances, chosen = logits.softmax(-1).max(-1)
+for sentence, chance, label in zip(SENTENCES, chances, chosen, strict=True):
+    print(f"{names[label]:12} {chance:.0%}  {sentence}")
+guessing = 1 / num_labels
+teach.claim("surer than guessing, each", chances.min().item() > guessing)
 
 # %% [markdown]
 # ## Recap
 #
-# - The Trainer is lesson 01's loop: same losses, gradients and weights to the last bit, plus evaluation, checkpoints,
-#   trackers and devices, for a small fixed cost per step.
-# - One step is `get_batch_samples`, `training_step` (`compute_loss`, `backward`) per micro-batch, clip, optimizer,
-#   scheduler, `zero_grad`, and the callback events between them.
-# - Its defaults are not lesson 01's run: rate 5e-5, no warm-up, no weight decay, batches of 8, seed 42, a log entry
-#   every 500 steps. The linear schedule and clipping at 1.0 happen to agree.
-# - bf16 where the hardware has it; fp16 needs loss scaling because small gradients lose digits or vanish.
-# - `load_best_model_at_end` loads the best evaluated checkpoint only if that step was saved; otherwise an earlier one
-#   that was best when it was saved, or nothing. Set `greater_is_better` yourself.
-# - Resume is exact when every file is there and the order is "random" or "sequential"; with "group_by_length" only
-#   inside the first epoch.
-# - Before a long run: look at one batch, evaluate once, compare accumulation with the big batch.
+# - The Trainer is lesson 01's loop, to the last bit, plus evaluation, checkpoints, trackers and devices.
+# - A step: `get_batch_samples`, `training_step` per micro-batch, clip, optimizer, scheduler, `zero_grad`.
+# - bf16 where the hardware has it; fp16 needs loss scaling.
+# - The best checkpoint is loaded only if its step was saved. Choose the metric you are judged by, and its direction.
+# - "group_by_length" reorders predictions, and resumes exactly in the first epoch only.
+# - Before a long run: section 10's checks.
 
 # %% [markdown]
 # ## Quiz
 #
 # **1.** A run has `per_device_train_batch_size=8`, `gradient_accumulation_steps=4`, 2 devices and `max_steps=1000`. How
-# often is `scheduler.step()` called?
+# often is `scheduler.step()` called, and how often are gradients averaged over the devices? If the gradients that wait
+# for the end of a window do not fit into memory: what can you do and keep the effective batch?
 #
 # <details><summary>Answer</summary>
 #
-# 1,000 times on each process: once per optimizer step. Micro-batches do not count. The effective batch is 64.
+# Both 1,000 times: once per optimizer step. The effective batch is 64. Remedies: average after each micro-batch,
+# `accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}`, at four times the traffic (*Deeper:
+# accumulation on several devices*); or no accumulation: larger micro-batches (`activation_checkpointing` makes room),
+# or four times the devices.
 #
 # </details>
-
-# %% [markdown]
-# **2.** Why do the first two losses of exercise 03.2's runs agree although `adam_beta2` differs?
+#
+# **2.** The training loss in the log has been exactly 0 since step 3,000, and validation macro-F1 fell to that of a
+# constant answer. What happened, and which setting would have told you?
 #
 # <details><summary>Answer</summary>
 #
-# The first loss is computed before any update. The first update does not depend on the betas: after bias correction the
-# moments of step 1 are the gradient and its square, whatever the betas are, so the update is about learning rate x sign
-# of the gradient. The second loss therefore agrees too. From the second update on, beta2 decides how the old and the
-# new square are mixed.
+# A loss became NaN, then every weight. The filter puts the average of the losses since the last log in its place; after
+# the next log there are none, so it adds zeros. With `logging_nan_inf_filter=False` the log says NaN.
 #
 # </details>
-
-# %% [markdown]
-# **3.** You evaluate every 100 steps instead of every 500, nothing else changes, and the final weights differ on a CPU.
-# A bug?
+#
+# **3.** You evaluate more often, nothing else changes, and the final weights differ on a CPU. A bug?
 #
 # <details><summary>Answer</summary>
 #
-# No. Starting the evaluation's `DataLoader` draws a number from the global random generator, so dropout continues with
-# other numbers. The runs are equally good, but not equal. This is why `eval_steps` is not in `BOOKKEEPING`.
+# No. Starting an evaluation's `DataLoader` draws a number from the global generator (section 2), so dropout goes on
+# with others. `eval_on_start` does the same.
 #
 # </details>
-
-# %% [markdown]
-# **4.** fp16 has more digits than bf16. Why is bf16 preferred?
 #
-# <details><summary>Answer</summary>
-#
-# Range. fp16 ends at 65,504 and rounds below about 3e-8 to zero, so activations overflow and gradients vanish; it needs
-# loss scaling and skips steps. bf16 has the range of fp32. Its few digits matter less, because weights and optimizer
-# state stay in fp32.
-#
-# </details>
-
-# %% [markdown]
-# **5.** `evaluate()` returns only `eval_runtime` and rates. What is the first thing to look at?
-#
-# <details><summary>Answer</summary>
-#
-# The keys of one evaluation batch: `next(iter(trainer.get_eval_dataloader()))`. No `labels` in it, or a `label_names`
-# that names something else, means no loss and no metrics, without an error.
-#
-# </details>
-
-# %% [markdown]
-# **Next:** lesson 04 takes metrics seriously: macro and micro averages, confusion matrices, generation metrics,
-# memory, distributed evaluation and confidence intervals.
+# **Next:** [lesson 04](04_evaluation.ipynb) takes metrics seriously.
 
 # %%
 scratch.cleanup()
-print("scratch folder removed:", not Path(scratch.name).exists())
+teach.claim("the scratch folder is gone", not Path(scratch.name).exists())

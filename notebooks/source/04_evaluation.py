@@ -1098,4 +1098,5 @@ scratch.cleanup()
 # </details>
 
 # %% [markdown]
-# **Next:** lesson 05 acts on these numbers while the run goes on: callbacks that stop, save and watch.
+# **Next:** [lesson 05](05_callbacks.ipynb) acts on these numbers while the run goes on: callbacks that stop, save and
+# watch.

@@ -1047,7 +1047,8 @@ teach.check("05.6", SpikeGuard)
 #
 # </details>
 #
-# **Next:** lesson 06, where the loss itself is yours: `compute_loss`, `num_items_in_batch`, imbalance.
+# **Next:** [lesson 06](06_custom_loss.ipynb), where the loss itself is yours: `compute_loss`, `num_items_in_batch`,
+# imbalance.
 
 # %%
 scratch.cleanup()

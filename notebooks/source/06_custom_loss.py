@@ -950,4 +950,5 @@ teach.claim("with it the second pass has a larger loss", moved["loss"] > 1)
 #
 # </details>
 #
-# **Next:** lesson 07 leaves text: any `nn.Module` in the Trainer, two optimizers, and operators of your own.
+# **Next:** [lesson 07](07_beyond_text.ipynb) leaves text: any `nn.Module` in the Trainer, two optimizers, and operators
+# of your own.

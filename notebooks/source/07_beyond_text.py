@@ -967,7 +967,7 @@ teach.claim("fewer than all points decide", sum(map(len, critical)) < 10 * 64)
 #
 # </details>
 #
-# **Next:** lesson 08 writes the loop again with Accelerate, so that it runs on any hardware.
+# **Next:** [lesson 08](08_accelerate.ipynb) writes the loop again with Accelerate, so that it runs on any hardware.
 
 # %%
 scratch.cleanup()

@@ -1033,4 +1033,5 @@ scratch.cleanup()
 # </details>
 
 # %% [markdown]
-# **Next:** lesson 09 makes one process fast, before more of them are added. Lesson 11 builds DDP by hand.
+# **Next:** [lesson 09](09_speed_and_memory.ipynb) makes one process fast, before more of them are added. Lesson 11
+# builds DDP by hand.

@@ -892,4 +892,5 @@ else:
 #
 # </details>
 #
-# **Next:** lesson 10 fine-tunes a language model, with label masks, LoRA and a launch configuration.
+# **Next:** [lesson 10](10_llm_finetuning.ipynb) fine-tunes a language model, with label masks, LoRA and a launch
+# configuration.

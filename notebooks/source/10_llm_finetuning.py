@@ -868,7 +868,7 @@ cold, early, late = bench["starts"].values()
 nothing = all(max(run["reward"]) == 0 for run in cold)
 teach.claim("the base never earns a reward", nothing)
 gains = [sum(run["reward"][-10:]) / sum(run["reward"][:10]) for run in early]
-teach.claim("after 15 steps of fine-tuning: reward doubles in every seed", min(gains) > 2)
+teach.claim("after 15 steps: reward doubles in every seed", min(gains) > 2)
 one_answer = all(run["most_frequent"][-1] == 1 for run in early)
 teach.claim("and every seed ends with one answer to all prompts", one_answer)
 fewer = all(run["right"][-1] < run["right"][0] for run in late)
@@ -934,4 +934,5 @@ if local:
 # <details><summary>Answer</summary>With B = 0 the update is zero, so training starts at the base. If A were zero as
 # well, both gradients would be zero and nothing would ever move.</details>
 #
-# **Next:** lesson 11 puts a model on several processes; lesson 12 shards one that does not fit.
+# **Next:** [lesson 11](11_data_parallel.ipynb) puts a model on several processes; lesson 12 shards one that does not
+# fit.

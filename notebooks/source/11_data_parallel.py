@@ -886,4 +886,4 @@ scratch.cleanup()
 # </details>
 
 # %% [markdown]
-# **Next:** lesson 12 keeps the averaging and stops storing everything on every rank: sharding.
+# **Next:** [lesson 12](12_sharding.ipynb) keeps the averaging and stops storing everything on every rank: sharding.

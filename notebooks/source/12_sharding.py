@@ -998,7 +998,5 @@ scratch.cleanup()
 #
 # </details>
 #
-# ## Next
-#
-# **Lesson 13** does the same with DeepSpeed: its JSON file, ZeRO with offload, and what "auto" fills in. Lesson 15's
-# planner chooses between them from sizes.
+# **Next:** [lesson 13](13_deepspeed.ipynb) does the same with DeepSpeed: its JSON file, ZeRO with offload, and what
+# "auto" fills in. Lesson 15's planner chooses between them from sizes.

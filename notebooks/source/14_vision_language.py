@@ -922,4 +922,5 @@ teach.claim("no optimizer state for frozen parts", held == [trained] * 2)
 #
 # </details>
 #
-# **Next:** lesson 15 plans such runs for any model and cluster, and checks that launch files do what was asked.
+# **Next:** [lesson 15](15_launch.ipynb) plans such runs for any model and cluster, and checks that launch files do what
+# was asked.

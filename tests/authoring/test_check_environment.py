@@ -1,6 +1,7 @@
 """The environment check: what a healthy machine prints, and each problem with what to do."""
 
 import collections
+import json
 import os
 import shutil
 import subprocess
@@ -100,6 +101,26 @@ def test_a_package_with_another_version_and_a_missing_one_are_named(tmp_path, mo
     assert (other.name, other.value) == ("datasets", "asked 5.2.0, installed 4.0.0")
     assert (absent.name, absent.value) == ("absent", "asked 1.0, installed not installed")
     assert other.problem and other.problem == absent.problem
+
+
+@pytest.mark.parametrize(
+    ("argv", "fine"),
+    [
+        (["python", "-m", "ipykernel_launcher"], True),
+        ([sys.executable, "-m", "ipykernel_launcher"], True),
+        (["/nowhere/bin/python", "-m", "ipykernel_launcher"], False),
+        ([os.path.realpath(sys.executable), "-m", "ipykernel_launcher"], False),  # not in the environment
+        ([], False),
+    ],
+)
+def test_a_kernel_of_another_python_is_found(argv, fine, tmp_path, monkeypatch):
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    (tmp_path / "kernel.json").write_text(json.dumps({"argv": argv}))
+    monkeypatch.setattr(KernelSpecManager, "find_kernel_specs", lambda self: {"python3": str(tmp_path)})
+    found = check.check_kernel()
+    assert (found.problem is None) is fine
+    assert fine or ("starts another Python" in found.value and "ipykernel install --sys-prefix" in found.problem)
 
 
 def test_a_repair_is_run_with_the_courses_own_python(tmp_path, monkeypatch):

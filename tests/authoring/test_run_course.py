@@ -53,9 +53,28 @@ def test_cpu_seconds_are_those_of_the_kernel_and_of_what_it_started(tmp_path, ca
     assert 3 <= busy - idle <= 6
 
 
-def test_an_unknown_lesson_is_refused(capsys):
-    assert run_course.main(["99"]) == 1
-    assert "no such lesson" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["99"], "only=99: no such lesson; allowed: 01, 02"),
+        (["1"], "only=1: no such lesson"),  # not every lesson whose number begins with 1
+        (["01", "trainer"], "only=trainer: no such lesson"),
+        (["-p", "max_step", "4"], "max_step=4 is no parameter of lesson 01_training_loop; allowed: source, max_steps"),
+        (["03", "-p", "batch_size", "8"], "batch_size=8 is no parameter of lesson 03_trainer; allowed: source"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_before_any_work(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(run_course, "run", lambda *_: pytest.fail("a lesson was started"))
+    assert run_course.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(sentence) and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_a_lesson_is_named_by_its_number_or_its_name(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(run_course, "run", lambda notebooks, *_: chosen.extend(n.stem for n in notebooks) or {})
+    assert run_course.main(["02_batches", "01", "-p", "max_steps", "4"]) == 0
+    assert chosen == ["01_training_loop", "02_batches"]
 
 
 @pytest.mark.parametrize(

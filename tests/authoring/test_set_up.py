@@ -84,6 +84,65 @@ def test_an_interrupted_creation_of_the_environment_is_repaired(tmp_path, monkey
     assert commands[0][:3] == [sys.executable, "-m", "venv"] and "install" in commands[1]
 
 
+# --- torch's build ----------------------------------------------------------------------------------------------------
+
+PINS = "torch==2.13.0  # why\nnumpy==1.0\n"
+
+
+@pytest.fixture
+def index(root, monkeypatch):
+    """.venv with a make-believe pip and uv; returns what is asked of them and what they have.
+
+    ``offers``: the ways to a CPU build that work, "label" or "uv". ``torch``: the build that is installed.
+    """
+    (root / "requirements.txt").write_text(PINS)
+    state = {"torch": "", "offers": set(), "asked": []}
+    monkeypatch.setattr(set_up, "torch_build", lambda root: state["torch"])
+    monkeypatch.setattr(set_up.sys, "platform", "linux")
+
+    def run(command, **options):
+        words = [word for word in command[3:] if not word.startswith("--")]
+        state["asked"].append(" ".join(words))
+        way = "uv" if "--torch-backend" in command else "label" if "torch==2.13.0+cpu" in command else None
+        if way and way not in state["offers"]:
+            return subprocess.CompletedProcess(command, 1)
+        if way:
+            state["torch"] = "2.13.0+cpu"
+        if "--force-reinstall" in command or ("requirements.txt" in command and not state["torch"]):
+            state["torch"] = "2.13.0"
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(set_up.subprocess, "run", run)
+    return state
+
+
+@pytest.mark.parametrize("way", ["label", "uv"])
+def test_linux_gets_the_small_build_where_it_is_within_reach(root, index, way, capsys):
+    index["offers"] = {way}
+    assert set_up.main(root) == 0
+    assert index["torch"] == "2.13.0+cpu" and index["asked"][-1] == "install -r requirements.txt"
+    assert "CUDA" not in capsys.readouterr().out
+
+
+def test_where_no_small_build_is_within_reach_the_large_one_is_announced(root, index, capsys):
+    assert set_up.main(root) == 0
+    assert index["torch"] == "2.13.0" and "several GB more" in capsys.readouterr().out
+
+
+def test_a_gpu_build_is_asked_for_and_stays(root, index):
+    index["offers"] = {"label"}
+    set_up.main(root)
+    set_up.main(root, gpu=True)
+    assert index["torch"] == "2.13.0"
+    (root / "requirements.txt").write_text(PINS + "pandas==1.0\n")
+    assert set_up.main(root) == 0 and index["torch"] == "2.13.0"
+
+
+def test_no_file_names_a_package_index():
+    for name in ("requirements.txt", "Makefile", "README.md", "course_utils/authoring/set_up.py"):
+        assert "index-url" not in (set_up.ROOT / name).read_text(encoding="utf-8")
+
+
 def test_old_pythons_can_read_the_file():
     import ast
 
@@ -95,7 +154,7 @@ def test_old_pythons_can_read_the_file():
     [
         ("course", "course_utils.authoring.run_course"),
         ("test", "pytest --nbval"),
-        ("lab", "jupyterlab notebooks"),
+        ("lab", "course_utils.authoring.lab"),
         ("slides", "course_utils.authoring.decks.build"),
         ("notebooks", "course_utils.authoring.build"),
         ("bench", "bench/bench_*.py"),

@@ -10,7 +10,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from nbformat import NotebookNode
 
+from course_utils.authoring.build import KERNELSPEC
 from course_utils.authoring.decks.browser import LOCAL_SCHEMES, Walk, open_deck, walk
 from course_utils.authoring.decks.build import build_deck
 from course_utils.authoring.decks.deck import DECKS as FOLDER
@@ -75,6 +77,10 @@ FAULTS = {
     "broken image": ((slide("## Broken\n\n![a picture](data:image/png;base64,AAAA)"), NOTE), "does not load"),
     "raw LaTeX": ((slide("## Raw\n\n<div>$$x$$</div>"), NOTE), "shows a formula as raw LaTeX"),
     "small code": ((slide('## Tiny\n\n<pre style="font-size: 14px">x = 1</pre>'), NOTE), "has code of 14 px"),
+    "pale text": (
+        (slide('## Pale\n\n<p style="color: #8a8a8a">hardly there</p>'), NOTE),
+        r"slide 12 \(Pale\): has text that is hard to read: hardly there \(3\.45\); allowed: a contrast of 4\.5",
+    ),
     "script error": ((slide("## Script\n\n<script>nobody.home()</script>"), NOTE), "browser console: .*nobody"),
     "too many slides": ((slide("## More"), NOTE) * 10, "has 21 slides; allowed: 12 to 20"),
 }
@@ -120,6 +126,20 @@ def test_pdf_has_one_slide_a_page(browser, tmp_path):
     assert {tuple(round(float(n) / 0.75) for n in box.split()[2:]) for box in boxes} == {(1280, 720)}
 
 
+def test_paper_cuts_nothing(browser, tmp_path):
+    table = "| " + "`a_long_name` and more | " * 4 + "\n|---|---|---|---|"
+    wide = slide(f"## Wide\n\n```python\nx = {'1' * 74}\n```\n\n{table}")
+    page = browser.new_page()
+    page.goto(build(deck(wide, NOTE), tmp_path).as_uri())
+    page.wait_for_function("window.Reveal && Reveal.isReady()")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 720, "height": 1000})  # A4 with margins
+    cut = "[...document.querySelectorAll('section, pre, table, img')].filter(e => e.scrollWidth > e.clientWidth + 2"
+    cut += " || e.getBoundingClientRect().right > 721).map(e => e.outerHTML.slice(0, 80))"
+    assert page.evaluate(cut) == []
+    page.close()
+
+
 def present_live(browser, lab, notebook: str) -> tuple[str, list[str]]:
     """Open a notebook in JupyterLab's presentation; returns the first slide's heading and requests to elsewhere."""
     page, requests = browser.new_page(), []
@@ -144,6 +164,48 @@ def test_deck_opens_in_jupyterlab_without_the_network(notebook, browser, lab, tm
     title, elsewhere = present_live(browser, lab, f"slides/{path.name}")
     assert re.match(r"\d\d · ", title)
     assert elsewhere == []
+
+
+def test_set_up_cells_run_before_the_talk_serve_the_slides(browser, lab):
+    """What slides/README.md says: run all cells in the notebook, then present; the slides' cells use that kernel."""
+    cells = [code("secret = 6 * 7", kind="skip"), slide("# 00 · Live"), slide("## Try it"), code("print(secret)")]
+    nb = deck()
+    nb.cells = [NotebookNode(cell, id=f"live-{number}") for number, cell in enumerate(cells)]
+    nb.metadata |= {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+    path = save(nb, lab.root, "00_live")
+    page = browser.new_page()
+    page.goto(lab.at(f"lab/tree/{path.name}") + "&reset", timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.locator(".jp-OutputArea-output", has_text="42").wait_for(timeout=60_000)
+    page.keyboard.press("Control+s")
+    page.goto(lab.rise(path.name))
+    page.locator(".reveal .slides section.present h1").first.wait_for(timeout=90_000)
+    page.keyboard.press("Space")
+    cell = page.locator("section.present .jp-CodeCell")
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("print(secret + 1)")
+    page.keyboard.press("Shift+Enter")
+    cell.locator(".jp-OutputArea-output", has_text="43").wait_for(timeout=30_000)
+    assert page.locator("text=NameError").count() == 0
+    page.close()
+
+
+def test_figures_have_their_text_in_jupyterlab(browser, lab):
+    """In the page that readers' software reads: of a notebook that was not run here, and is therefore sanitised."""
+    nb = deck()
+    nb.cells = [cell for cell in nb.cells if "secret_of_the_figure" in cell.source]
+    nb.cells[0].metadata.pop("slideshow")
+    path = save(nb, lab.root, "00_figure")
+    page = browser.new_page()
+    page.goto(lab.at(f"lab/tree/{path.name}") + "&reset", timeout=120_000)
+    image = page.locator(".jp-OutputArea-output img")
+    image.first.wait_for(timeout=120_000)
+    assert image.evaluate_all("all => all.map(i => [i.alt, i.width > 300])") == [["A rising line.", True]]
+    page.close()
 
 
 def test_default_jupyterlab_theme_asks_for_web_fonts(browser, lab):

@@ -1,5 +1,6 @@
 """The cache: built once, by one of two processes, atomic, checked, and clear about what it cannot do."""
 
+import ctypes
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import time
 
 import pytest
 from datasets import Dataset, DatasetDict
+from filelock import FileLock
 
 from course_utils.data import cache
 from course_utils.data.cache import MANIFEST, cached_dataset, cached_folder
@@ -103,6 +105,7 @@ def test_a_killed_build_leaves_nothing_that_counts(home, tmp_path):
     done = subprocess.run([*command, "0"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "log").read_text() == "built\n" * 2
+    assert not leftovers(home), "the next build removes what the killed one left"
 
 
 def test_a_failing_build_leaves_nothing(home):
@@ -168,3 +171,76 @@ def test_manifest_names_every_file(home):
     folder = cached_folder("thing", {}, write("a"))
     assert list(json.loads((folder / MANIFEST).read_text())) == ["data.txt"]
     assert cache.is_intact(folder)
+
+
+READ_ONLY = """
+import sys
+sys.dont_write_bytecode = True
+from datasets import Dataset, DatasetDict
+from course_utils.data.cache import cached_dataset
+def fail():
+    raise AssertionError("built a second time")
+table = cached_dataset("table", {}, fail)
+print(table.map(lambda row: {"y": row["x"] + 1}).filter(lambda row: row["y"] > 2)["train"]["y"][:])
+"""
+
+
+def obey_permissions():
+    """For a child of root on Linux, which may write everywhere: prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE)."""
+    if os.geteuid() == 0 and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_an_intact_cache_that_may_only_be_read_serves_map_and_filter(home):
+    cached_dataset("table", {}, lambda: DatasetDict(train=Dataset.from_dict({"x": [1, 2, 3]})))
+    for path in (*home.rglob("*"), home):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    environment = {"COURSE_CACHE": str(home), "HF_HOME": "/nowhere", "HOME": "/nowhere", "PYTHONPATH": os.getcwd()}
+    command, captured = [sys.executable, "-c", READ_ONLY], {"capture_output": True, "text": True}
+    done = subprocess.run(command, env=environment, timeout=120, preexec_fn=obey_permissions, **captured)
+    for path in (home, *home.rglob("*")):
+        path.chmod(0o755)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "[3, 4]\n" and not list(home.rglob("cache-*"))
+
+
+@pytest.mark.parametrize("place", ["{tmp}/a::b", "~nosuchuser/cache", "{tmp}/zip://x::y"])
+def test_a_path_that_the_libraries_read_otherwise_is_one_sentence(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_CACHE", place.format(tmp=tmp_path))
+    with pytest.raises(OSError, match=r"COURSE_CACHE='.*' .*; allowed: ") as error:
+        cached_folder("thing", {}, write("a"))
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_a_home_that_nobody_has_is_one_sentence(monkeypatch):
+    monkeypatch.delenv("COURSE_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without an entry
+    with pytest.raises(OSError, match="Could not determine home.*; allowed: "):
+        cached_folder("thing", {}, write("a"))
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nowhere"])
+def test_what_is_no_folder_in_its_place_is_said_before_the_build(home, kind):
+    folder = cached_folder("thing", {}, write("a"))
+    cache.shutil.rmtree(folder)
+    folder.write_text("mine") if kind == "a file" else folder.symlink_to("/nowhere")
+    calls = []
+    with pytest.raises(OSError, match=r"thing-\w+' is no folder; allowed: .*delete") as error:
+        cached_folder("thing", {}, lambda place: calls.append(place))
+    assert not calls and "\n" not in str(error.value) and os.path.lexists(folder) and not leftovers(home)
+
+
+def test_what_a_killed_build_left_goes_with_the_next_build_of_any_entry(home):
+    cached_folder("other", {}, write("a"))
+    dead = home / ".thing-0123456789ab-x1y2z3"
+    dead.mkdir(parents=True)
+    (dead / "half").write_text("half")
+    alive = home / ".busy-0123456789ab-x1y2z3"
+    alive.mkdir()
+    with FileLock(home / "busy-0123456789ab.lock"):
+        cached_folder("third", {}, write("a"))
+        assert alive.exists() and not dead.exists()
+    mine = home / ".config"
+    mine.mkdir()
+    cached_folder("fourth", {}, write("a"))
+    assert mine.exists() and not alive.exists()

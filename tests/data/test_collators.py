@@ -112,6 +112,15 @@ def test_workers_draw_different_spans(tokenizer):
     assert not torch.equal(one["input_ids"], two["input_ids"])
 
 
+def test_a_text_that_holds_a_sentinel_is_refused(tokenizer):
+    """Input and target together could not be turned back into such a text: whose sentinel is it?"""
+    sentinels = add_sentinels(tokenizer, 20)
+    features = [{"input_ids": list(range(5, 25))}, {"input_ids": [5, 6, sentinels[3], 7, 8]}]
+    with pytest.raises(ValueError, match=r"text 1 .*<extra_id_3>.*allowed: ") as error:
+        SpanCorruptionCollator(tokenizer, sentinels)(features)
+    assert "\n" not in str(error.value)
+
+
 def test_adding_sentinels_twice_adds_them_once(tokenizer):
     assert add_sentinels(tokenizer, 5) == add_sentinels(tokenizer, 5) == list(range(200, 205))
 
@@ -121,6 +130,20 @@ def test_pad_labels_fills_with_the_ignored_index():
     assert padded.shape == (2, 8) and padded.dtype == torch.int64
     assert padded[1].tolist() == [4] + [IGNORED] * 7
     assert pad_labels([[1, 2, 3], [4]]).shape == (2, 3)
+
+
+def test_an_empty_batch_is_one_sentence(tokenizer):
+    """Every collator of the course says so; an AttributeError or IndexError of their insides would not."""
+    from course_utils.data.clouds import CloudCollator
+    from course_utils.data.instructions import InstructionCollator, pad_left
+    from course_utils.data.packing import PackedCollator
+    from course_utils.data.visual_questions import VqaCollator, scene_tokenizer
+
+    spans = SpanCorruptionCollator(tokenizer, add_sentinels(tokenizer, 20))
+    others = [StackingCollator(), CloudCollator(), InstructionCollator(0), PackedCollator()]
+    for collate in (spans, *others, VqaCollator(scene_tokenizer()), lambda prompts: pad_left(prompts, 0)):
+        with pytest.raises(ValueError, match=r"=\[\] holds no .*; allowed: at least one"):
+            collate([])
 
 
 def test_stacking_renames_label_and_keeps_dtypes():
@@ -139,6 +162,9 @@ def test_stacking_renames_label_and_keeps_dtypes():
         (lambda: corrupt_spans([1, 2, 3], [(1, 2)], [9]), "sentinels has 1 ids for 1 spans"),
         (lambda: pad_labels([]), r"labels=\[\]"),
         (lambda: pad_labels([[1]], 0), "pad_to_multiple_of=0"),
+        (lambda: corrupt_spans([1, 9, 3], [(0, 1)], [8, 9]), r"ids hold the sentinels \[9\]"),
+        (lambda: corrupt_spans([1, 2, 3], [(0, 1)], [9, 9]), r"sentinels=\[9, 9\]"),
+        (lambda: StackingCollator()([]), r"features=\[\]"),
         (lambda: StackingCollator()([{"x": [1]}, {"x": [1, 2]}]), r"x has shapes \(1,\), \(2,\)"),
         (lambda: StackingCollator()([{"x": 1}, {"y": 1}]), "different keys"),
     ],

@@ -135,3 +135,75 @@ def test_a_chat_without_an_answer_or_with_a_template_that_rewrites_is_refused(to
     rewriting.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="written otherwise"):
         encode_chat(rewriting, CHAT)
+
+
+def words(before, after, adds_prefix_space=False):
+    """A byte-level tokenizer that puts the tokens ``before`` and ``after`` around every text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    space = alphabet[alphabet.index("Ġ")]
+    pieces = ["<pad>", "<s>", "<|end|>", "[SEP]", *alphabet, *("re", "ed", "red", "ca", "cat", space + "red")]
+    merges = [("r", "e"), ("e", "d"), ("re", "d"), ("c", "a"), ("ca", "t"), (space, "red"), (space, "r")]
+    pieces.append(space + "r")
+    inner = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=adds_prefix_space)
+    single = " ".join([*before, "$A", *after])
+    special = [(token, pieces.index(token)) for token in ("<s>", "<|end|>", "[SEP]")]
+    inner.post_processor = processors.Sequence(
+        [processors.ByteLevel(), processors.TemplateProcessing(single=single, special_tokens=special)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<|end|>", bos_token="<s>")
+
+
+STYLES = {
+    "adds nothing": words([], []),
+    "adds begin": words(["<s>"], []),
+    "adds end": words([], ["<|end|>"]),
+    "adds both": words(["<s>"], ["<|end|>"]),
+    "adds begin and a separator": words(["<s>"], ["[SEP]"]),
+    "adds a space in front": words(["<s>"], [], adds_prefix_space=True),
+}
+ROWS = [("the red cat", " runs slowly"), ("a:", " red red"), ("red", "cat"), ("two\n", "lines\n"), ("x:", " y<|end|>")]
+MERGED = [
+    ("the ", "red cat"),
+    ("ca", "t is"),
+    ("a r", "ed"),
+]  # one token holds the end of one and the start of the other
+
+
+def trl_examples(tokenizer, rows):
+    """What TRL's SFTTrainer makes of prompts and completions: its own preparation, without a model."""
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    table = Dataset.from_dict({"prompt": [p for p, _ in rows], "completion": [a for _, a in rows]})
+    config = SFTConfig("unused", report_to="none", use_cpu=True, bf16=False)
+    stand_in = SimpleNamespace(_tokenizer=tokenizer, completion_only_loss=True, _is_vision_dataset=False, args=config)
+    stand_in.chat_template = None
+    done = SFTTrainer._prepare_dataset(stand_in, table, tokenizer, config, False, None, "train")
+    return [(row["input_ids"], row["labels"]) for row in done]
+
+
+def one_end(ids, labels, tokenizer, added):
+    """TRL's example without what the tokenizer's template put behind its end token."""
+    extra = len(added)
+    return (ids[:-extra], labels[:-extra]) if extra else (ids, labels)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_ids_and_labels_are_trls_whatever_the_tokenizer_adds(style):
+    """One end token, at the end, learnt; one begin token at most. TRL keeps what the template adds behind its own."""
+    tokenizer = STYLES[style]
+    added = [t for t in tokenizer("a")["input_ids"][1:] if t in (2, 3)]
+    ours = [encode(tokenizer, *row) for row in ROWS + MERGED]
+    for example, (ids, labels) in zip(ours, trl_examples(tokenizer, ROWS + MERGED), strict=True):
+        wanted = one_end(ids, labels, tokenizer, added)
+        assert (example["input_ids"], example["labels"]) == wanted
+    for example in ours:
+        ids = example["input_ids"]
+        assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == example["labels"][-1] == tokenizer.eos_token_id
+        assert ids.count(tokenizer.bos_token_id) == ("begin" in style or "both" in style or "space" in style)

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from course_utils.data.batches import IGNORED
-from course_utils.data.packing import PADDING, PackedCollator, assign_rows, document_mask, pack_documents
+from course_utils.data.packing import (
+    PADDING,
+    PackedCollator,
+    assign_rows,
+    document_mask,
+    mask_window,
+    pack_documents,
+)
 
 LENGTHS = [7, 12, 1, 20, 3, 16, 9, 2, 14]
 DOCUMENTS = [torch.randint(1, 300, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
@@ -94,7 +101,86 @@ def test_a_document_cannot_change_another():
     torch.testing.assert_close(logits[0], logits[1], atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("open_rows", [0, -1])
+def test_rows_that_are_never_open_are_refused(open_rows):
+    with pytest.raises(ValueError, match=f"open_rows={open_rows} is out of range; allowed: a whole number >= 1"):
+        assign_rows([1, 1], 24, open_rows)
+
+
 @pytest.mark.parametrize("lengths", [[3, 25], [0]])
 def test_a_document_that_fits_no_row_is_refused(lengths):
     with pytest.raises(ValueError, match="allowed: 1 to row_length=24"):
         pack_documents([[1] * n for n in lengths], 24)
+
+
+# Architecture, its settings, and what an explicit mask can do for it: None, the documents' own; a number, with a window
+# of that length; "refused", because some of its layers see otherwise.
+SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0}
+SIZES |= {"bos_token_id": 1, "eos_token_id": 2}
+TWO = {"num_key_value_heads": 2}
+SLIDING = TWO | {"sliding_window": 4}
+OLD = {"vocab_size": 60, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
+ARCHITECTURES = [
+    ("llama", SIZES | TWO, None),
+    ("qwen2", SIZES | TWO, None),
+    ("gpt_neo", OLD | {"attention_types": [[["global", "local"], 1]], "window_size": 4}, None),  # adds its own window
+    ("mistral", SIZES | TWO | {"sliding_window": None}, None),
+    ("mistral", SIZES | SLIDING, 4),
+    ("phi3", SIZES | SLIDING, 4),
+    ("qwen2", SIZES | SLIDING | {"use_sliding_window": True, "max_window_layers": 0}, 4),
+    ("qwen3", SIZES | SLIDING | {"use_sliding_window": True, "max_window_layers": 1}, "refused"),  # layer by layer
+    ("gemma2", SIZES | SLIDING, "refused"),
+    ("gemma3_text", SIZES | SLIDING | {"use_bidirectional_attention": True}, "refused"),
+    ("llama4_text", SIZES | TWO | {"attention_chunk_size": 4, "num_local_experts": 2}, "refused"),  # chunks
+    ("lfm2", SIZES | TWO | {"layer_types": ["full_attention", "conv"]}, "refused"),  # a convolution over the row
+    ("mamba2", {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 8, "head_dim": 8}, "refused"),
+    ("bloom", {"vocab_size": 60, "hidden_size": 32, "n_layer": 1, "n_head": 4}, "refused"),  # biases from a 2D mask
+    ("bert", SIZES, "refused"),  # an encoder: sees both sides
+    ("paligemma", {}, "refused"),  # sees all of its prompt
+]
+
+
+@pytest.mark.parametrize(("architecture", "settings", "window"), ARCHITECTURES)
+def test_packed_logits_are_the_documents_own_or_the_mask_is_refused(architecture, settings, window):
+    """What the model's own masks hide stays hidden; an architecture whose masks cannot be kept is refused."""
+    config = AutoConfig.for_model(architecture, **settings)
+    if window == "refused":
+        with pytest.raises(ValueError, match="explicit_mask=True .*; allowed: ") as error:
+            PackedCollator(config=config)
+        assert "\n" not in str(error.value)
+        return
+    assert mask_window(config) == window
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    documents = [torch.randint(3, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (11, 7, 9)]
+    batch = PackedCollator(config=config)(pack_documents(documents, 30))
+    del batch["labels"]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+        packed, start = model(**batch).logits[0], 0
+        for document in documents:
+            alone = model(torch.tensor([document]), use_cache=False).logits[0]
+            torch.testing.assert_close(packed[start : start + len(document)], alone, atol=1e-4, rtol=0)
+            start += len(document)
+
+
+def test_a_window_hides_what_is_further_away():
+    visible = document_mask(torch.tensor([[0, 0, 0, 0, 1, 1]]), window=2)[0, 0] == 0
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert visible[:4, :4].int().tolist() == expected and visible[5].int().tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_the_loop_refuses_a_mask_that_overrules_the_models_own():
+    """Where the collator was not told the model, the loop still is: nothing is trained on the wrong logits."""
+    from course_utils.training.loop import LoopConfig, train
+
+    config = AutoConfig.for_model("mistral", **SIZES, **SLIDING)
+    model = AutoModelForCausalLM.from_config(config)
+    rows = pack_documents([[5] * 11, [6] * 7], 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"the window of 4 .*PackedCollator\(config=model.config\)"):
+        train(model, [PackedCollator()(rows)], optimizer, LoopConfig(1))
+    assert len(train(model, [PackedCollator(config=config)(rows)], optimizer, LoopConfig(1))) == 1

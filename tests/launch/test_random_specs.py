@@ -20,6 +20,7 @@ from course_utils.errors import SpecError
 from course_utils.gpus import GPUS
 from course_utils.launch.check.cloud import expanded, lost
 from course_utils.launch.check.folder import check
+from course_utils.launch.check.launchers import arriving
 from course_utils.launch.check.scripts import resolve
 from course_utils.launch.files import cloud
 from course_utils.launch.files.write import render, write
@@ -226,12 +227,12 @@ def test_scripts_hand_hostile_words_on_and_execute_none(rendered, tmp_path, monk
     executed = good[:: max(1, len(good) // EXECUTED)]
     for spec, _ in executed:
         write(spec, FOLDER, overwrite=True)
-        started = resolve(Path(FOLDER, "torchrun.sh"), NODE_RANK="0")
+        started = arriving(resolve(Path(FOLDER, "torchrun.sh"), NODE_RANK="0").arguments)
         words = list(spec.arguments)
-        assert started.arguments[len(started.arguments) - len(words) :] == words
-        assert program(spec) in started.arguments
+        assert started[len(started) - len(words) :] == words
+        assert program(spec) in started
         if spec.trainer_flags:
-            assert f"--output_dir={spec.output_dir}" in started.arguments
+            assert f"--output_dir={spec.output_dir}" in started
         hostile += any("touch pwned" in word for word in (*words, spec.output_dir, spec.program))
         assert sorted(os.listdir(tmp_path)) == [FOLDER]
         assert not list(tmp_path.rglob("*pwned*"))

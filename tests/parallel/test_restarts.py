@@ -17,7 +17,6 @@ from course_utils.parallel import RanksFailed, cpu_site_folder, run_launched
 from course_utils.parallel.convert import convert_checkpoint
 from course_utils.parallel.nodes import run_on_nodes
 from course_utils.parallel.restarts import restart_options, run_with_restarts
-from course_utils.training.resume import COMPLETE, agreed_checkpoint, last_complete_checkpoint, mark_complete
 from tests.launch.tiny_project import PARAMETERS, offline_project
 
 PROGRAM = Path(__file__).with_name("killed_finetune.py")
@@ -140,42 +139,3 @@ def test_a_rank_that_hangs_is_shown_and_so_are_those_that_wait_for_it(tmp_path):
     assert "killed after 30 s; rank(s) [0, 1] had not ended" in message
     zero, one = message.split("rank 1 was at:")
     assert "in all_reduce" in zero and "in reading_a_lost_disk" in one
-
-
-# What makes a checkpoint complete; no ranks are needed.
-
-
-@pytest.fixture
-def run_folder(tmp_path):
-    """checkpoint-2 to checkpoint-6, two files each, all marked."""
-    for step in (2, 4, 6):
-        checkpoint = tmp_path / f"checkpoint-{step}"
-        (checkpoint / "shards").mkdir(parents=True)
-        (checkpoint / "shards" / "__0_0.distcp").write_bytes(b"w" * 100)
-        (checkpoint / "trainer_state.json").write_text("{}")
-        mark_complete(checkpoint)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda newest: (newest / COMPLETE).unlink(),
-        lambda newest: os.truncate(newest / "shards" / "__0_0.distcp", 50),
-        lambda newest: (newest / "trainer_state.json").unlink(),
-        lambda newest: (newest / COMPLETE).write_text('{"shards/__0_0.dis'),
-        lambda newest: (newest / COMPLETE).write_text("[1]"),
-    ],
-)
-def test_a_damaged_or_unmarked_checkpoint_is_passed_over(damage, run_folder):
-    assert last_complete_checkpoint(run_folder) == run_folder / "checkpoint-6"
-    damage(run_folder / "checkpoint-6")
-    assert last_complete_checkpoint(run_folder) == run_folder / "checkpoint-4"
-    assert agreed_checkpoint(run_folder) == run_folder / "checkpoint-4"
-    assert not (run_folder / "checkpoint-6" / COMPLETE).exists()  # while it is written anew it must not look complete
-    assert (run_folder / "checkpoint-2" / COMPLETE).exists()
-
-
-def test_an_empty_marker_still_counts(run_folder):
-    (run_folder / "checkpoint-6" / COMPLETE).write_text("")  # as runs before this rule wrote it
-    assert last_complete_checkpoint(run_folder) == run_folder / "checkpoint-6"

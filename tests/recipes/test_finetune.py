@@ -14,32 +14,8 @@ from course_utils.parallel.what_ran import WrongRun, check_ranks
 from course_utils.recipes import finetune
 from course_utils.recipes.finetune_data import tokenize
 from course_utils.training.resume import COMPLETE, last_complete_checkpoint
-from tests.launch.tiny_project import offline_project
-
-QUIET = ["--use_cpu", "--logging_steps=1", "--learning_rate=1e-3", "--disable_tqdm=true", "--report_to=none"]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    with offline_project(tmp_path_factory, "project") as made:
-        yield made
-
-
-@pytest.fixture
-def run(project, tmp_path):
-    """Call the program; the Trainer it returns and what run.json says."""
-
-    def call(*arguments, task="causal_lm", output="out"):
-        own = {
-            "causal_lm": [f"--model_name_or_path={project.model}", f"--train_file={project.texts / 'train.jsonl'}"],
-            "classification": [f"--model_name_or_path={project.encoder}", f"--train_file={project.classes}"],
-        }[task]
-        folder = tmp_path / output
-        always = [f"--task={task}", f"--output_dir={folder}", "--max_length=32", *QUIET]
-        trainer = finetune.main([*always, *own, *arguments])
-        return trainer, json.loads((folder / "run.json").read_text())
-
-    return call
+from tests.recipes.conftest import QUIET
+from tests.recipes.refused import refusal
 
 
 def test_launch_files_ask_for_the_planned_task_and_length():
@@ -128,7 +104,7 @@ def stop_at_step(step, call):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         made = finetune.MarkComplete
-        patch.setattr(finetune, "MarkComplete", lambda: type("Both", (Signal, made), {})())
+        patch.setattr(finetune, "MarkComplete", lambda facts: type("Both", (Signal, made), {})(facts))
         call()
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -158,57 +134,24 @@ def test_only_the_completion_is_learnt(project):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(project.model)
-    rows = [{"prompt": "the model", "completion": "loss"}, {"prompt": "a " * 40, "completion": "step"}]
+    rows = [{"prompt": "the model", "completion": " loss"}, {"prompt": "a " * 40, "completion": "step"}]
     config = finetune.Config(task="causal_lm", max_length=12, model_name_or_path=str(project.model))
     done = tokenize(DatasetDict(train=Dataset.from_list(rows)), tokenizer, config)["train"]
     assert len(done) == 1  # the second prompt leaves no room for its completion
-    prompt, answer = tokenizer("the model")["input_ids"], tokenizer("loss", add_special_tokens=False)["input_ids"]
-    assert done[0]["input_ids"] == prompt + answer + [tokenizer.eos_token_id]
+    prompt, answer = tokenizer("the model")["input_ids"][:-1], tokenizer("loss", add_special_tokens=False)["input_ids"]
+    assert done[0]["input_ids"] == prompt + answer + [tokenizer.eos_token_id]  # the end token once, at the end
     assert done[0]["labels"] == [-100] * len(prompt) + answer + [tokenizer.eos_token_id]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--task=poetry"], "invalid choice: 'poetry'"),
-        (["--max_length=1"], "max_length=1 is out of range"),
-        (["--max_step=1", "--no_such_flag"], "--no_such_flag"),
-        (["--train_file=none.jsonl"], "train_file='none.jsonl' is no such file"),
-        (["--eval_file=none.jsonl", "--train_file="], "needs --train_file"),
-        (["--dataset_name=somebody/something"], "contradicts dataset_name"),
-        (["--model_name_or_path=./nowhere"], "has no config.json"),
-        (["--model_name_or_path=course/encoder"], "does not fit task='causal_lm'; allowed: 'course/causal'"),
-        (["--lora_r=0"], "lora_r=0 is out of range"),
-        (["--deepspeed=none.json"], "none.json"),
-        (["--task=classification"], "allowed for classification: text + label"),
-    ],
-)
-def test_bad_input_is_one_sentence_before_any_work(arguments, words, run, tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    sentence = str(caught.value)
-    assert sentence.startswith("error: ") and words in sentence and "\n" not in sentence
-    assert not (tmp_path / "out" / "run.json").exists()
-
-
-@pytest.mark.parametrize("content", ["{", '{"text": 1}\n{"text": []}\n', ""])
-def test_unreadable_rows_are_one_sentence(content, run, tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text(content)
-    with pytest.raises(SystemExit, match="^error: "):
-        run(f"--train_file={file}")
-
-
-def test_a_run_that_is_not_what_was_asked_is_refused(run, monkeypatch):
+def test_a_run_that_is_not_what_was_asked_is_refused(run, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets it; but no LOCAL_RANK: the ranks never meet
-    with pytest.raises(SystemExit, match="started 2 processes, but each trains alone"):
-        run("--max_steps=1", "--use_cpu=false")
+    sentence = refusal(capsys, lambda: run("--max_steps=1", "--use_cpu=false"))
+    assert "started 2 processes, but each trains alone" in sentence
 
 
-def test_tensor_parallelism_is_refused_and_not_ignored(run, monkeypatch):
+def test_tensor_parallelism_is_refused_and_not_ignored(run, monkeypatch, capsys):
     monkeypatch.setenv("PARALLELISM_CONFIG_TP_SIZE", "2")
-    with pytest.raises(SystemExit, match="tensor_parallel=2 needs a program that loads its model"):
-        run("--max_steps=1")
+    assert "tensor_parallel=2 needs a program that loads its model" in refusal(capsys, lambda: run("--max_steps=1"))
 
 
 def test_a_strategy_that_is_not_in_use_is_refused(run, monkeypatch):
@@ -218,16 +161,3 @@ def test_a_strategy_that_is_not_in_use_is_refused(run, monkeypatch):
     trainer.args.fsdp = True
     with pytest.raises(WrongRun, match="FSDP was asked for, but the run would be NO"):
         check_ranks(trainer)
-
-
-def test_a_yaml_file_is_read_like_flags_and_the_folder_says_what_runs(tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_text("output_dir: runs/{run}\ntask: causal_lm\nmodel_name_or_path: course/causal\nuse_peft: true\n"
-                    "learning_rate: 2.0e-4\nuse_cpu: true\n")  # fmt: skip
-    flags = ["--output_dir=runs/{run}", "--task=causal_lm", "--model_name_or_path=course/causal", "--use_peft"]
-    settings = [finetune.read_settings(given) for given in ([str(file)], [*flags, "--learning_rate=2e-4", "--use_cpu"])]
-    assert settings[0][0] == settings[1][0]
-    assert [args.output_dir for _, args in settings] == ["runs/causal_lora16_lr0.0002_b8x1_seed42"] * 2
-    file.write_text("output_dir: o\nlerning_rate: 1\n")
-    with pytest.raises(ValueError, match="lerning_rate"):
-        finetune.read_settings([str(file)])

@@ -209,6 +209,52 @@ def test_a_failing_input_is_named(asking, answer, words, capsys):
     assert printed.startswith("✗ 99.2") and all(word in printed for word in words), printed
 
 
+@pytest.fixture
+def cell():
+    """``cell(code)[name]``: what a notebook cell with this code defines."""
+    import linecache
+
+    def run(code: str) -> dict:
+        name, names = "/tmp/ipykernel_12/345.py", {}
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)  # as ipykernel does
+        exec(compile(code, name, "exec"), names)
+        return names
+
+    yield run
+    linecache.clearcache()
+
+
+def test_an_exception_shows_the_learners_line(asking, cell, capsys):
+    half = cell("def half(number):\n    rest = number - 2\n    return 2 * number if rest < 0 else 1 / rest\n")["half"]
+    engine.check("99.2", half)
+    assert capsys.readouterr().out.splitlines()[1:-1] == [
+        "  on       number=2",
+        "  expected 4",
+        "  got      ZeroDivisionError: division by zero",
+        "  line 3    return 2 * number if rest < 0 else 1 / rest",
+    ]
+
+
+def test_an_exception_where_no_input_was_named_shows_the_arguments(cell, capsys):
+    mean = cell("def mean(numbers):\n    return sum(numbers) / len(numbers)\n")["mean"]
+    engine.check("99.1", mean)  # its checker calls the answer itself
+    printed = capsys.readouterr().out
+    assert "  on       numbers=[]\n" in printed and "  line 2    return sum(numbers) / len(numbers)\n" in printed
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_cell_that_did_not_run_is_not_called_unattempted(broken, monkeypatch, capsys):
+    import IPython
+
+    result = types.SimpleNamespace(error_before_exec=IndentationError("unexpected indent"), error_in_exec=None)
+    if not broken:
+        result.error_before_exec = None
+    shell = types.SimpleNamespace(last_execution_result=result)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    engine.check("99.1", stub)
+    assert ("did not run (IndentationError: unexpected indent)" in capsys.readouterr().out) is broken
+
+
 def test_an_answer_that_cannot_be_compared_is_wrong_too(capsys):
     @engine.exercise("99.3", "A length", ("Count.", "Use len."), kind="predict")
     def check_length(answer):

@@ -7,7 +7,7 @@ import base64
 import pytest
 from bs4 import BeautifulSoup
 
-from course_utils.teach.figure import describe, new_figure, show
+from course_utils.teach.figure import COLORS, contrast_with_white, describe, new_figure, show
 
 
 @pytest.fixture
@@ -49,3 +49,28 @@ def test_the_same_figure_gives_the_same_bytes(shown):
         axis.plot([0, 1])
         show(figure)
     assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("name", COLORS)
+def test_text_in_every_colour_of_the_course_can_be_read(name, shown):
+    from matplotlib.colors import rgb_to_hsv, to_rgb
+
+    figure, axis = new_figure(alt="A word.")
+    word = axis.text(0.5, 0.5, "word", color=COLORS[name])
+    show(figure)
+    assert contrast_with_white(to_rgb(word.get_color())) >= 4.5
+    assert rgb_to_hsv(to_rgb(word.get_color()))[0] == pytest.approx(rgb_to_hsv(to_rgb(COLORS[name]))[0]), "its hue"
+    if contrast_with_white(to_rgb(COLORS[name])) > 5:
+        assert word.get_color() == COLORS[name]
+
+
+def test_contrast_is_that_of_wcag():
+    assert contrast_with_white((0, 0, 0)) == pytest.approx(21)
+    assert contrast_with_white((0x8A / 255,) * 3) == pytest.approx(3.45, abs=0.01)
+
+
+def test_white_text_on_something_dark_stays_white(shown):
+    figure, axis = new_figure(alt="A word on a bar.")
+    word = axis.text(0.5, 0.5, "word", color="white")
+    show(figure)
+    assert word.get_color() == "white"

@@ -46,6 +46,33 @@ def test_right_parameters_pass(parameters):
     lesson.start(**parameters)
 
 
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        (
+            ["", "max_steps = 5\nseed = 0", "# Parameters\nmax_step = 4\n"],
+            "max_step=4 is no parameter of this lesson; ",
+        ),
+        (["", "max_steps = 5\nseed = 0", "# Parameters\nmax_steps = 4\n"], None),
+        (["", "max_steps = 5\nseed = 0", "max_step = 4"], None),  # a learner's own name
+        (["", "%matplotlib inline", "max_steps = 5"], None),
+    ],
+)
+def test_a_parameter_that_papermill_was_given_in_vain_is_refused(cells, sentence, monkeypatch):
+    import types
+
+    import IPython
+
+    shell = types.SimpleNamespace(user_ns={"In": cells, "max_step": 4})
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    if sentence is None:
+        return lesson.start()
+    monkeypatch.setattr(lesson, "seed_everything", lambda *_: pytest.fail("work began"))
+    with pytest.raises(ValueError) as caught:
+        lesson.start()
+    assert str(caught.value) == sentence + "allowed: max_steps, seed"
+
+
 def test_the_same_seed_gives_the_same_numbers_from_every_generator():
     import numpy
     import torch

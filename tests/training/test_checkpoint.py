@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from course_utils.training import checkpoint
 from course_utils.training.checkpoint import (
     CheckpointError,
     latest_checkpoint,
@@ -65,8 +66,8 @@ def wait_then_kill(process):
 def test_killed_and_resumed_equals_uninterrupted(point, uninterrupted, tmp_path):
     assert killed_run(point, tmp_path) == -signal.SIGKILL
     newest = latest_checkpoint(tmp_path)
-    for checkpoint in tmp_path.glob("step-*"):
-        verify_checkpoint(checkpoint)  # a folder with the final name is complete, wherever the save died
+    for folder in tmp_path.glob("step-*"):
+        verify_checkpoint(folder)  # a folder with the final name is complete, wherever the save died
     if point == "discard":  # step 5 was saved again and stands; the folder it replaced was half removed
         assert newest.name == "step-00000005"
     elif point != "signal":  # the fifth save died: the fourth checkpoint is the newest, and leftovers do not count
@@ -174,6 +175,83 @@ def test_files_hold_no_code(tmp_path):
     path = latest_checkpoint(tmp_path)
     state = torch.load(path / "state.pt", weights_only=True)
     assert state["step"] == 1 and set(state["optimizer"]["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def rehashed(path, state):
+    """Write ``state`` and a manifest that agrees with it, as a forger would."""
+    torch.save(state, path / "state.pt")
+    manifest = {name: checkpoint._describe(path / name) for name in ("model.safetensors", "state.pt")}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def forge(where, value):
+    """Change one entry of the state, ``where`` being the keys that lead to it; ``...`` removes it."""
+
+    def change(state):
+        *keys, last = where
+        for key in keys:
+            state = state[key]
+        if value is ...:
+            del state[last]
+        else:
+            state[last] = value
+
+    return change
+
+
+FORGED = [
+    forge(["optimizer"], [1]),
+    forge(["optimizer", "state"], ...),
+    forge(["optimizer", "state", 0], 3),
+    forge(["optimizer", "state", 0, "exp_avg"], ...),
+    forge(["optimizer", "state", 0, "exp_avg"], torch.zeros(2)),
+    forge(["optimizer", "state", 1, "exp_avg_sq"], "text"),
+    forge(["optimizer", "state", 0, "step"], torch.tensor(float("nan"))),
+    forge(["optimizer", "state", 0, "step"], -1.0),
+    forge(["optimizer", "state", 77], {"step": torch.tensor(1.0)}),
+    forge(["optimizer", "param_groups"], []),
+    forge(["optimizer", "param_groups", 0], "text"),
+    forge(["optimizer", "param_groups", 0, "params"], [0, 0, 0, 0]),
+    forge(["optimizer", "param_groups", 0, "params"], [0, 1]),
+    forge(["optimizer", "param_groups", 0, "lr"], ...),
+    forge(["optimizer", "param_groups", 0, "lr"], "text"),
+    forge(["optimizer", "param_groups", 0, "lr"], float("nan")),
+    forge(["optimizer", "param_groups", 0, "lr"], -1.0),
+    forge(["optimizer", "param_groups", 0, "betas"], (0.9,)),
+    forge(["optimizer", "param_groups", 0, "betas"], (0.9, 1.5)),
+    forge(["optimizer", "param_groups", 0, "amsgrad"], True),
+    forge(["scheduler"], {"last_epoch": {}, "base_lrs": 3, "_step_count": "x", "lr_lambdas": [1, 2, 3]}),
+    forge(["batches"], {"epoch": 1}),
+    forge(["random"], {}),
+    forge(["random", "torch"], torch.zeros(3)),
+    forge(["generators"], {"batches.rng": {"kind": "torch", "path": (), "state": 3}}),
+    forge(["step"], ...),
+    forge(["step"], "7"),
+]
+
+
+@pytest.mark.parametrize("change", FORGED)
+def test_a_forged_state_is_one_sentence(change, saved):
+    """Sizes and checksums agree; what the file says does not fit the run. torch itself takes half of these."""
+    path, (model, optimizer, scheduler, batches) = saved
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    save_checkpoint(path.parent, 1, model, optimizer, scheduler, batches)
+    state = torch.load(path / "state.pt", weights_only=True)
+    change(state)
+    rehashed(path, state)
+    with pytest.raises(CheckpointError, match="does not fit this run: .*as the run did, or resume") as caught:
+        load_checkpoint(path, *tiny_run.build())
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_state_with_code_in_it_is_one_sentence(saved):
+    path, objects = saved
+    rehashed(path, {"step": os.system})
+    with pytest.raises(CheckpointError, match="does not fit this run") as caught:
+        load_checkpoint(path, *objects)
+    assert "\n" not in str(caught.value)
 
 
 def test_random_state_covers_three_generators():

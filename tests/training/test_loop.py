@@ -214,6 +214,33 @@ def test_evaluate_equals_sklearn_and_does_not_average_batch_means():
     assert macro_f1(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 4) == pytest.approx((2 / 3 + 2 / 3) / 4)
 
 
+@pytest.mark.parametrize("loss_function", [None, summed_cross_entropy])
+def test_a_micro_batch_without_targets_adds_nothing(loss_function):
+    """Its mean is 0/0; the window's loss and gradients are those of the micro-batch that has targets."""
+    rows = tiny_run.collate(tiny_run.make_rows(8), noise=False)
+    empty = rows | {"labels": torch.full_like(rows["labels"], -100)}
+    losses = []
+    for window in ([rows], [rows, empty], [empty, rows]):
+        torch.manual_seed(0)
+        model = tiny_run.TinyClassifier(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        config = LoopConfig(1, accumulation=len(window))
+        (record,) = train(model, window, optimizer, config, loss_function=loss_function)
+        losses.append((record["loss"], record["grad_norm"]))
+    assert losses[1] == pytest.approx(losses[0]) and losses[2] == pytest.approx(losses[0])
+
+
+@pytest.mark.parametrize("loss_function", [None, summed_cross_entropy])
+def test_a_window_without_targets_is_refused(loss_function):
+    rows = tiny_run.collate(tiny_run.make_rows(8), noise=False)
+    empty = rows | {"labels": torch.full_like(rows["labels"], -100)}
+    model, optimizer, _, _ = tiny_run.build()
+    before = model.layers[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="step 1 .*no target.*; allowed: ") as error:
+        train(model, [empty, empty], optimizer, LoopConfig(1, accumulation=2), loss_function=loss_function)
+    assert "\n" not in str(error.value) and torch.equal(model.layers[0].weight, before)
+
+
 def test_shuffled_batches_cover_each_epoch_in_another_order():
     batches = ShuffledBatches(list(range(10)), 4, list, seed=1)
     first, second = list(batches), list(batches)

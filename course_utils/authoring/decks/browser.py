@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from course_utils.authoring.contrast import ENOUGH, pale_text
 from course_utils.authoring.decks.deck import DeckError
 
 WIDTH, HEIGHT = 1280, 720
@@ -105,6 +106,7 @@ def slide_faults(slide: dict) -> list[str]:
         faults.append("has no speaker notes")
     if slide["rawMath"]:
         faults.append("shows a formula as raw LaTeX")
+    faults += [f"has text that is hard to read: {text}; allowed: a contrast of {ENOUGH}" for text in slide["pale"]]
     for image in slide["images"]:
         if not image["alt"]:
             faults.append("has an image without alternative text")
@@ -169,7 +171,7 @@ def walk(context, path: Path, pictures: Path | None = None) -> Walk:
     try:
         for number in range(page.evaluate("Reveal.getTotalSlides()")):
             page.evaluate(_SHOW, number)
-            seen.slides.append(page.evaluate(_MEASURE))
+            seen.slides.append(page.evaluate(_MEASURE) | {"pale": pale_text(page, "section.present")})
             if pictures:
                 page.screenshot(path=pictures / f"{path.stem}_{number + 1:02d}.png")
     finally:

@@ -13,12 +13,23 @@ from __future__ import annotations
 
 import argparse
 import html
+import os
 import re
 import sys
 from pathlib import Path
 
 from course_utils.authoring.decks.browser import chromium, walk
-from course_utils.authoring.decks.deck import DECKS, OUT, THEME, Deck, DeckError, read_executed, write_whole
+from course_utils.authoring.decks.deck import (
+    DECKS,
+    NOTEBOOKS,
+    OUT,
+    THEME,
+    Deck,
+    DeckError,
+    course_name,
+    read_executed,
+    write_whole,
+)
 from course_utils.authoring.decks.export import export
 
 
@@ -52,18 +63,33 @@ def build_deck(notebook: Path, out: Path = OUT) -> Deck:
     title, num_slides, page = export(nb, notebook, THEME)
     target = out / f"{notebook.stem}.html"
     write_whole(target, page)
-    return Deck(notebook.stem, title, num_slides, target)
+    return Deck(notebook.stem, title, num_slides, minutes(page), target)
 
 
-def write_index(decks: list[Deck], out: Path = OUT) -> Path:
-    """Write ``out/index.html``: a plain list of the decks with links."""
-    items = "\n".join(
-        f'<li><a href="{deck.path.name}">{html.escape(deck.title)}</a> <span>{deck.num_slides} slides</span></li>'
-        for deck in decks
-    )
-    page = (THEME / "index.html").read_text(encoding="utf-8").replace("<!-- decks -->", items)
+def minutes(page: str) -> int:
+    """Minutes to speak a built deck: the sum of its slides' timings."""
+    return round(sum(map(int, re.findall(r'<section[^>]* data-timing="(\d+)"', page))) / 60)
+
+
+def write_index(decks: list[Deck], out: Path = OUT, lessons: dict[str, str] | None = None) -> Path:
+    """Write ``out/index.html``: the course's name, each deck with a link, and its lesson.
+
+    Args:
+        lessons: deck name -> address of its lesson; left out, the notebooks as they lie from ``out``.
+    """
+    if lessons is None:
+        lessons = {deck.name: os.path.relpath(NOTEBOOKS / f"{deck.name}.ipynb", out) for deck in decks}
+    items = "\n".join(_item(deck, lessons.get(deck.name)) for deck in decks)
+    page = (THEME / "index.html").read_text(encoding="utf-8")
+    page = page.replace("<!-- course -->", html.escape(course_name())).replace("<!-- decks -->", items)
     write_whole(out / "index.html", page)
     return out / "index.html"
+
+
+def _item(deck: Deck, lesson: str | None) -> str:
+    link = f' · <a href="{html.escape(lesson)}">lesson</a>' if lesson else ""
+    size = f"{deck.num_slides} slides · {deck.minutes} min"
+    return f'<li><a href="{deck.path.name}">{html.escape(deck.title)}</a> <span>{size}{link}</span></li>'
 
 
 def built_decks(out: Path = OUT) -> list[Deck]:
@@ -72,7 +98,7 @@ def built_decks(out: Path = OUT) -> list[Deck]:
     for path in sorted(out.glob("[0-9][0-9]_*.html")):
         page = path.read_text(encoding="utf-8")
         title = html.unescape(re.search(r"<title>(.*?)</title>", page, re.S)[1])
-        decks.append(Deck(path.stem, title, page.count("<section"), path))
+        decks.append(Deck(path.stem, title, page.count("<section"), minutes(page), path))
     return decks
 
 

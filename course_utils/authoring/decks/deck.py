@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 DECKS = ROOT / "slides"
+NOTEBOOKS = ROOT / "notebooks"
 OUT = ROOT / "build" / "slides"
 THEME = DECKS / "theme"
 
@@ -20,12 +21,19 @@ class DeckError(Exception):
 
 @dataclass(frozen=True)
 class Deck:
-    """One built deck: ``name`` (``01_training_loop``), its ``title``, the number of slides, the HTML file."""
+    """One built deck: ``name`` (``01_training_loop``), its ``title``, the number of slides, minutes to speak, the HTML
+    file."""
 
     name: str
     title: str
     num_slides: int
+    minutes: int
     path: Path
+
+
+def course_name() -> str:
+    """The course's name: the title of README.md."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").strip()
 
 
 def read_executed(notebook: Path):

@@ -16,6 +16,7 @@ from traitlets.config import Config
 
 from course_utils.authoring.decks.deck import DeckError, reveal_file
 
+LOOK_SECONDS, SPOKEN_WORDS_A_MINUTE = 30, 130
 # MathML Core: how many children each of these takes. latex2mathml leaves one out when an argument is missing.
 _CHILDREN = dict.fromkeys(("mfrac", "msub", "msup", "munder", "mover", "mroot"), 2) | {"msubsup": 3, "munderover": 3}
 
@@ -37,6 +38,7 @@ def export(nb: NotebookNode, path: Path, theme: Path) -> tuple[str, int, str]:
     deck = {
         "title": deck_title(nb, path),
         "num_slides": num_slides,
+        "seconds": seconds(nb, num_slides),
         "slide_number": lambda cell: cell.metadata.slide_number,
         "theme_css": (theme / "course" / "theme.css").read_text(encoding="utf-8"),
         "reveal_css": reveal_file("dist/reset.css") + reveal_file("dist/reveal.css"),
@@ -73,6 +75,18 @@ def straighten(nb: NotebookNode, path: Path) -> tuple[NotebookNode, int]:
         raise DeckError(f"{path} has no slide; allowed: cells with the metadata slideshow.slide_type = 'slide'")
     nb.cells = cells
     return nb, number
+
+
+def seconds(nb: NotebookNode, num_slides: int) -> list[int]:
+    """Seconds for each slide of a straightened deck: a look at it, then its notes, spoken.
+
+    reveal.js' speaker view paces the speaker by them (``data-timing``).
+    """
+    words = [0] * num_slides
+    for cell in nb.cells:
+        if cell.metadata.get("slideshow", {}).get("slide_type") == "notes":
+            words[cell.metadata.slide_number - 1] += len(cell.source.split())
+    return [LOOK_SECONDS + round(60 * count / SPOKEN_WORDS_A_MINUTE) for count in words]
 
 
 def deck_title(nb: NotebookNode, path: Path) -> str:

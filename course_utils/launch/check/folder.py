@@ -16,16 +16,18 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from course_utils.errors import SpecError
 from course_utils.launch.check import cloud, launchers, slurm
 from course_utils.launch.check.rows import Row, guarded
 from course_utils.launch.files.write import FILES, files_of
-from course_utils.launch.spec import Spec, read_spec
+from course_utils.launch.spec import Spec
+from course_utils.launch.spec.read import read_fields
 
 CHECKS: tuple[tuple[str, Callable[[Spec, Path], list[Row]]], ...] = (
-    ("launchers", launchers.rows),
+    ("launchers", partial(launchers.rows, fills_auto=True)),
     ("slurm", slurm.rows),
     ("cloud", cloud.rows),
 )
@@ -40,12 +42,20 @@ def check(folder: str | os.PathLike[str]) -> list[Row]:
     path = Path(folder)
     if not path.is_dir():
         raise SpecError(f"folder={str(folder)!r} is not a folder; allowed: a folder of launch files")
-    spec = read_spec(path / "spec.yaml")
+    fields = read_fields(path / "spec.yaml")
+    spec = Spec(**fields)
     found = _present(spec, path) + guarded("*.sh", _well_formed, path)
     with _silence():
         for name, rows in CHECKS:
             found += guarded(name, rows, spec, path)
-    return found
+    # A spec that somebody wrote by hand says nothing about which files there are.
+    return found if set(fields) == set(Spec.model_fields) else [row for row in found if _is_there(row, path)]
+
+
+def _is_there(row: Row, folder: Path) -> bool:
+    """Whether the row's file, and the files it leads to, are in ``folder``."""
+    is_missing = row.field == "can be resolved" and "No such file" in str(row.resolved)
+    return (folder / row.file.split(" from ")[0]).exists() and not is_missing and row.field != "exists"
 
 
 @contextlib.contextmanager

@@ -16,16 +16,17 @@ from course_utils.launch.check import program as check_program
 from course_utils.launch.check.program import Program
 from course_utils.launch.check.rows import Row, guarded
 from course_utils.launch.check.scripts import Started, resolve
-from course_utils.launch.spec import Spec, settings
+from course_utils.launch.spec import Spec, overrides
+from course_utils.launch.spec.silent import TRAINER_FILLS
 
 MASTER = {"MASTER_ADDR": "first.machine", "MASTER_PORT": "23456"}  # as a scheduler would set them
 
 
-def rows(spec: Spec, folder: Path) -> list[Row]:
-    """Every core file of ``folder`` that ``spec`` has."""
+def rows(spec: Spec, folder: Path, fills_auto: bool = False) -> list[Row]:
+    """Every core file of ``folder`` that ``spec`` has; ``fills_auto``: "auto" is fine where the Trainer fills it in."""
     found = guarded("torchrun.sh", _torchrun, spec, folder) + guarded("accelerate.sh", _accelerate, spec, folder)
     if spec.is_deepspeed:
-        found += guarded("deepspeed.json", _deepspeed_json, spec, folder)
+        found += guarded("deepspeed.json", _deepspeed_json, spec, folder, fills_auto)
         found += guarded("deepspeed.sh", _deepspeed, spec, folder)
     return found
 
@@ -43,7 +44,14 @@ def _torchrun(spec: Spec, folder: Path) -> Iterable[Row]:
     yield from _elastic(spec, "torchrun.sh", parse_args(started.arguments[1:]), started.environment)
 
 
-def _elastic(spec: Spec, file: str, args: Any, environment: dict[str, str]) -> Iterable[Row]:
+def arriving(words: list[str]) -> list[str]:
+    """The words as torchrun's agent hands them to a rank: it fills in ``${local_rank}``, and ``$$`` becomes ``$``."""
+    from torch.distributed.elastic.utils.api import macros
+
+    return macros.substitute(words, "0")
+
+
+def _elastic(spec: Spec, file: str, args: Any, environment: dict[str, str], by_torchrun: bool = True) -> Iterable[Row]:
     """torchrun's own reading of its options (accelerate fills in the same ones), and then the program's."""
     from torch.distributed.run import config_from_args
 
@@ -60,8 +68,11 @@ def _elastic(spec: Spec, file: str, args: Any, environment: dict[str, str]) -> I
         yield Row(file, "any free port", True, alone)
     is_module = bool(args.module)
     program = words[words.index(args.training_script) + 1 :]  # what stands before it is for python: -u -m
+    name = args.training_script
+    if by_torchrun:
+        name, *program = arriving([name, *program])
     world_size = config.max_nodes * config.nproc_per_node
-    found = Program(file, args.training_script, is_module, program, environment, world_size)
+    found = Program(file, name, is_module, program, environment, world_size)
     yield from check_program.rows(spec, found)
 
 
@@ -86,6 +97,7 @@ def _accelerate(spec: Spec, folder: Path) -> Iterable[Row]:
         parser = tool.launch_command_parser()
         args, defaults, from_config = tool._validate_launch_command(parser.parse_args(started.arguments[2:]))
         yield from _ignored(spec, args, defaults, parser)
+        by_torchrun = bool(args.use_deepspeed or args.use_fsdp or args.multi_gpu)
         if args.use_deepspeed:
             fields = [*defaults.deepspeed_config, *(["mixed_precision"] if from_config else [])]
             args.deepspeed_fields_from_accelerate_config = ",".join(fields)
@@ -100,7 +112,7 @@ def _accelerate(spec: Spec, folder: Path) -> Iterable[Row]:
         yield Row(file, "same_network", True, args.same_network)
     script = ["--training_script", args.training_script, "--training_script_args", args.training_script_args]
     elastic = prepare._filter_args(args, torch.distributed.run.get_args_parser(), script)
-    yield from _elastic(spec, file, elastic, environment)
+    yield from _elastic(spec, file, elastic, environment, by_torchrun)
 
 
 def _ignored(spec: Spec, args: Any, config: Any, parser: Any) -> Iterable[Row]:
@@ -121,19 +133,51 @@ def _ignored(spec: Spec, args: Any, config: Any, parser: Any) -> Iterable[Row]:
     yield Row(file, "processes divide by machines", 0, args.num_processes % args.num_machines)
 
 
-def _deepspeed_json(spec: Spec, folder: Path) -> Iterable[Row]:
+def _filled(spec: Spec, config: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """``config`` with "auto" as ``HfTrainerDeepSpeedConfig`` replaces it, and the places that nobody fills in.
+
+    What it takes from the model or the schedule is a 1 here: the spec says nothing about it.
+    """
+    known = {
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": spec.accumulation_steps,
+        "train_batch_size": spec.effective_batch,
+        "gradient_clipping": overrides.gradient_clipping(spec),
+        "bf16.enabled": spec.precision.startswith("bf16"),
+        "fp16.enabled": spec.precision == "fp16",
+    }
+    found: dict[str, Any] = {}
+    open_places: list[str] = []
+    for name, value in config.items():
+        place = f"{prefix}{name}"
+        if isinstance(value, dict):
+            found[name], inner = _filled(spec, value, f"{place}.")
+            open_places += inner
+        elif value != "auto":
+            found[name] = value
+        elif place in TRAINER_FILLS and spec.trainer_flags:
+            found[name] = known.get(place, 1)
+        else:
+            open_places.append(place)
+    return found, open_places
+
+
+def _deepspeed_json(spec: Spec, folder: Path, fills_auto: bool) -> Iterable[Row]:
     """``DeepSpeedConfig`` on as many ranks as the spec has, without a single one."""
     from deepspeed.runtime import config as deepspeed_config
 
     file = "deepspeed.json"
     text = (folder / file).read_text(encoding="utf-8")
-    yield Row(file, '"auto" values', 0, text.count('"auto"'))
+    written, nobody = _filled(spec, json.loads(text))
+    yield Row(file, '"auto" values', 0, len(nobody) if fills_auto else text.count('"auto"'))
+    if nobody:
+        yield Row(file, '"auto" that nobody fills in', [], nobody)
     with mock.patch.multiple(deepspeed_config.dist, get_rank=lambda *_: 0, get_world_size=lambda *_: spec.world_size):
-        config = deepspeed_config.DeepSpeedConfig(json.loads(text))
+        config = deepspeed_config.DeepSpeedConfig(written)
     yield Row(file, "train_batch_size", spec.effective_batch, config.train_batch_size)
     yield Row(file, "micro batch", spec.micro_batch, config.train_micro_batch_size_per_gpu)
     yield Row(file, "accumulation", spec.accumulation_steps, config.gradient_accumulation_steps)
-    yield Row(file, "gradient clipping", settings.GRADIENT_CLIPPING, config.gradient_clipping)
+    yield Row(file, "gradient clipping", overrides.gradient_clipping(spec), config.gradient_clipping)
     yield Row(file, "ZeRO stage", int(spec.strategy[-1]), int(config.zero_optimization_stage))
     zero, bf16 = config.zero_config, config.bfloat16_config
     places = [

@@ -38,7 +38,7 @@ def rows(spec: Spec, program: Program) -> Iterable[Row]:
     yield Row(file, "started as a module", spec.program_is_module, program.is_module)
     last = len(program.arguments) - len(spec.arguments)
     yield Row(file, "arguments", list(spec.arguments), program.arguments[max(last, 0) :])
-    with _as_a_rank(program):
+    with as_a_rank(program):
         if spec.trainer_flags:
             yield from _training_arguments(spec, program)
         else:
@@ -46,7 +46,7 @@ def rows(spec: Spec, program: Program) -> Iterable[Row]:
 
 
 @contextlib.contextmanager
-def _as_a_rank(program: Program) -> Iterator[None]:
+def as_a_rank(program: Program) -> Iterator[None]:
     """The program's environment, a GPU that knows bf16, no process group; afterwards the caller's state as it was."""
     import torch
     from transformers import TrainingArguments
@@ -125,7 +125,7 @@ def _own_flags(spec: Spec, file: str, words: list[str]) -> Iterable[Row]:
 
 def _finetune_config(words: list[str]) -> Any:
     """finetune's own settings, read by its own parser; not validated, because its files may be on the cluster only."""
-    finetune = importlib.import_module(arguments.FINETUNE)
+    finetune = importlib.import_module(f"{arguments.FINETUNE}_settings")
     parser = finetune.Parser(finetune.Config, allow_abbrev=False, add_help=False)
     with mock.patch.object(finetune.Config, "__post_init__", lambda self: None):
         return parser.parse_args_into_dataclasses(words, return_remaining_strings=True)[0]

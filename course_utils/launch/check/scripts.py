@@ -6,6 +6,7 @@ So the shell itself does the quoting, the defaults and the paths, as it will on 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
-STAND_IN = """#!/bin/sh
-printf '%s\\0' "${0##*/}" "$@" > "$WRITE_DOWN/arguments"
-env --null > "$WRITE_DOWN/environment"
+# Python, because neither `env --null` nor another tool that separates with NUL is on every Unix.
+WRITES = r"import os; os.write(1, b''.join(b'%s=%s\0' % item for item in os.environb.items()))"
+STAND_IN = f"""#!/bin/sh
+printf '%s\\0' "${{0##*/}}" "$@" > "$WRITE_DOWN/arguments"
+{shlex.quote(sys.executable)} -S -E -c {shlex.quote(WRITES)} > "$WRITE_DOWN/environment"
 """
 
 

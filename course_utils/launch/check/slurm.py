@@ -18,6 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 from course_utils.launch.check import program as check_program
+from course_utils.launch.check.launchers import arriving
 from course_utils.launch.check.program import Program
 from course_utils.launch.check.rows import Row, guarded
 from course_utils.launch.check.scripts import LAUNCHERS, STAND_IN, Started, stand_ins, started
@@ -35,6 +36,28 @@ done
 SCONTROL = """#!/bin/sh
 [ "$1 $2" != "show hostnames" ] || seq -f "machine%g" 0 $((SLURM_JOB_NUM_NODES - 1))
 """
+# What sbatch sets in every job (its manual, "OUTPUT ENVIRONMENT VARIABLES"); not what only some jobs have.
+MISSING = "#!/bin/sh\necho 'scontrol: command not found' >&2\nexit 127\n"
+ALWAYS = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOBID": "1",
+    "SLURM_JOB_NAME": "job",
+    "SLURM_JOB_PARTITION": "partition",
+    "SLURM_JOB_ACCOUNT": "account",
+    "SLURM_JOB_USER": "user",
+    "SLURM_JOB_UID": "1000",
+    "SLURM_JOB_GID": "1000",
+    "SLURM_CLUSTER_NAME": "cluster",
+    "SLURM_SUBMIT_HOST": "login",
+    "SLURM_GTIDS": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_PROCID": "0",  # as SLURM says outside srun, on the first machine
+    "SLURM_TASK_PID": "1",
+    "SLURM_TOPOLOGY_ADDR": "machine0",
+    "SLURM_TOPOLOGY_ADDR_PATTERN": "node",
+    "SLURMD_NODENAME": "machine0",
+}
 NOTHING = "#!/bin/sh\n"
 SLEEP = "#!/bin/sh\nexec /bin/sleep 0.02\n"  # nothing here takes as long as on a cluster
 
@@ -123,34 +146,66 @@ def _body(spec: Spec, script: Path) -> Iterable[Row]:
     if spec.nodes > 1:
         yield Row(FILE, "ranks of first and last machine", [0, spec.nodes - 1], [ranks[key] for key in sorted(ranks)])
         yield Row(FILE, "first machine", f"machine0:{spec.port}", config.rdzv_endpoint)
+        yield Row(FILE, "first machine where scontrol is missing", "none: the job stops", _without_scontrol(script))
     cores = environment.get("SRUN_CPUS_PER_TASK")
     yield Row(FILE, "cores per machine inside srun", str(spec.gpus_per_node * spec.cpus_per_gpu), cores)
     yield Row(FILE, "processes per machine", spec.gpus_per_node, config.nproc_per_node)
     program = command[command.index(args.training_script) + 1 :]
+    name, *program = arriving([args.training_script, *program])
     world_size = config.max_nodes * config.nproc_per_node
-    found = Program(FILE, args.training_script, bool(args.module), program, environment, world_size)
+    found = Program(FILE, name, bool(args.module), program, environment, world_size)
     yield from check_program.rows(spec, found)
 
 
-def _on_machines(script: Path) -> dict[int, Started]:
+def _without_scontrol(script: Path) -> str:
+    """Where the machines would meet if scontrol failed, as on a machine or in a container that lacks it.
+
+    A fallback such as ``$(scontrol ... || echo localhost)`` would make every machine the first one.
+    """
+    from torch.distributed.run import config_from_args, parse_args
+
+    try:
+        machines = _on_machines(script, MISSING)
+    except RuntimeError:
+        return "none: the job stops"
+    words, environment = machines[min(machines)] if machines else ([], {})
+    if not words:
+        return "none: the job stops"
+    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"} | environment, clear=True):
+        endpoint = config_from_args(parse_args(words[1:]))[0].rdzv_endpoint
+    return "none: the job stops" if endpoint.startswith(":") or not endpoint else endpoint
+
+
+def _on_machines(script: Path, scontrol: str = SCONTROL) -> dict[int, Started]:
     """Execute a copy of ``script``, as SLURM does, in the current folder; what each machine started, by its number."""
     asked = read_directives(script.read_text(encoding="utf-8"))
     last = int(asked.nodes or 1) * int(asked.ntasks_per_node or 1) - 1
     commands = dict.fromkeys(LAUNCHERS, STAND_IN)
-    commands |= {"srun": SRUN, "scontrol": SCONTROL, "scancel": NOTHING, "sleep": SLEEP}
+    commands |= {"srun": SRUN, "scontrol": scontrol, "scancel": NOTHING, "sleep": SLEEP}
     with tempfile.TemporaryDirectory() as folder:
         environment = stand_ins(Path(folder), commands)
-        environment |= {"MACHINES": folder, "RANKS": " ".join(map(str, sorted({0, last})))}
+        environment |= ALWAYS | {"MACHINES": folder, "RANKS": " ".join(map(str, sorted({0, last})))}
         copy = shutil.copy(script, Path(folder, "slurm_script"))
         environment |= {
-            "SLURM_JOB_ID": "1",
-            "SLURM_PROCID": "0",  # as SLURM says outside srun, on the first machine
             "SLURM_SUBMIT_DIR": str(Path.cwd()),
             "SLURM_JOB_NODELIST": f"machine[0-{last}]",
+            "SLURM_NODELIST": f"machine[0-{last}]",
             "SLURM_JOB_NUM_NODES": asked.nodes or "1",
+            "SLURM_NNODES": asked.nodes or "1",
+            "SLURM_TASKS_PER_NODE": f"{asked.ntasks_per_node or 1}(x{asked.nodes or 1})",
+            "SLURM_CPUS_ON_NODE": asked.cpus_per_task or "1",
+            "SLURM_JOB_CPUS_PER_NODE": f"{asked.cpus_per_task or 1}(x{asked.nodes or 1})",
         }
         if asked.cpus_per_task:
             environment["SLURM_CPUS_PER_TASK"] = asked.cpus_per_task
+        if asked.ntasks_per_node:  # these three only where the job asked
+            tasks = int(asked.nodes or 1) * int(asked.ntasks_per_node)
+            environment |= {"SLURM_NTASKS_PER_NODE": asked.ntasks_per_node, "SLURM_NTASKS": str(tasks)}
+            environment["SLURM_NPROCS"] = str(tasks)
+        if (asked.gres or "").startswith("gpu") or asked.gpus_per_node:
+            number = (asked.gpus_per_node or asked.gres).split(":")[-1]
+            environment |= {"SLURM_GPUS_ON_NODE": number, "SLURM_JOB_GPUS": ",".join(map(str, range(int(number))))}
+            environment["CUDA_VISIBLE_DEVICES"] = environment["SLURM_JOB_GPUS"]
         quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
         done = subprocess.run(["bash", str(copy)], env=environment, timeout=120, **quiet)
         if done.returncode:

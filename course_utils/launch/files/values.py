@@ -40,7 +40,13 @@ def script(launcher: str, spec: Spec) -> dict[str, Any]:
     config_variable = variables.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     kind = "fsdp" if spec.is_fsdp else "deepspeed" if spec.is_deepspeed else ""
     config_flags = kind if arguments.config_flags(spec, launcher) else ""
+    # torchrun fills in string.Template's names (torch.distributed.elastic.utils.api.macros), and so does accelerate,
+    # which starts it, except for a single process. deepspeed hands words on as they are.
+    doubles = launcher == "torchrun" or (launcher == "accelerate" and settings.starts_torchrun(spec))
     return {
+        "launcher": launcher,
+        "doubles": doubles,
+        "here": "${HERE//[$]/$dollars}" if doubles else "$HERE",
         "several": spec.nodes > 1,
         "uses_here": bool(config_flags or config_variable or launcher != "torchrun"),
         "variables": list(variables.items()),

@@ -76,6 +76,10 @@ def files_of(spec: Spec) -> list[LaunchFile]:
 def render(spec: Spec, folder: str | os.PathLike[str] = "launch") -> dict[str, str]:
     """The text of every file, by name. ``folder`` is where they will lie, seen from where they are started."""
     where = Path(folder).as_posix()
+    try:
+        where.encode("utf-8")
+    except UnicodeEncodeError:  # the files name their folder, and they are UTF-8
+        raise SpecError(f"folder={where!r} is not UTF-8; allowed: a name that is") from None
     return {
         file.name: fill(f"{file.name}.j2", spec=spec, folder=where, **file.values(spec, where))
         for file in files_of(spec)
@@ -97,14 +101,15 @@ def write(spec: Spec, folder: str | os.PathLike[str] = "launch", overwrite: bool
     texts = render(spec, folder)
     refuse_to_lose(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    stays = _must_stay(target)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target if stays else target.parent))
     try:
         for name, text in texts.items():
             path = fresh / name
             path.write_text(text, encoding="utf-8", newline="\n")
             path.chmod(0o755 if name.endswith((".sh", ".sbatch")) else 0o644)
         fresh.chmod(0o755)  # mkdtemp makes it private
-        _take_the_place(fresh, target)
+        (_move_into if stays else _take_the_place)(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # gone already if all went well
     return [target / name for name in texts]
@@ -124,6 +129,33 @@ def refuse_to_lose(target: Path, overwrite: bool) -> None:
         )
     if found and not overwrite:
         raise SpecError(f"folder={str(target)!r} holds launch files already; allowed: overwrite=True, or a new name")
+
+
+def _must_stay(target: Path) -> bool:
+    """Whether ``target`` cannot step aside: it is where somebody stands, or a disk of its own."""
+    place = target.resolve()
+    return place.is_dir() and (place == Path.cwd() or place in Path.cwd().parents or os.path.ismount(place))
+
+
+def _move_into(fresh: Path, target: Path) -> None:
+    """Move the files of ``fresh`` into ``target`` one by one; if that fails, all of them leave and the old ones return.
+
+    ``target`` holds nothing but launch files (``refuse_to_lose``) and ``fresh``.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=".old-", dir=fresh))
+    names = sorted(path.name for path in fresh.iterdir() if path != aside)
+    moved: list[tuple[Path, Path]] = []  # from, to
+    try:
+        for path in [path for path in target.iterdir() if path != fresh]:
+            path.rename(aside / path.name)
+            moved.append((path, aside / path.name))
+        for name in names:
+            (fresh / name).rename(target / name)
+            moved.append((fresh / name, target / name))
+    except OSError:
+        for source, place in reversed(moved):
+            place.rename(source)
+        raise
 
 
 def _take_the_place(fresh: Path, target: Path) -> None:

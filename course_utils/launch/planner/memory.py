@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from course_utils.launch.planner import activations
+from course_utils.launch.planner.reduction import Reduction, asked
 from course_utils.launch.spec import Spec
 from course_utils.launch.spec.settings import BUCKET
 from course_utils.models.shapes import (
@@ -130,14 +131,21 @@ def gradients(spec: Spec, count: Parameters) -> int:
     return share(count.trained, parts) * bytes_of(spec).gradient
 
 
-def unsharded_gradients(spec: Spec, count: Parameters) -> int:
+def reduced_bytes(spec: Spec, reduction: Reduction) -> int:
+    """Bytes per gradient that FSDP adds up and reduces: the computation's type, or fp32 where that was asked for."""
+    return 4 if reduction.fp32 else bytes_of(spec).gathered
+
+
+def unsharded_gradients(spec: Spec, count: Parameters, reduction: Reduction | None = None) -> int:
     """Gradients that wait for the last micro-batch: FSDP under ``no_sync``, as transformers' Trainer accumulates.
 
-    Each rank adds up whole gradients in the type of the computation and reduces once. ZeRO-2 and 3 reduce every time.
+    Each rank adds up whole gradients in the type of the reduction (``to_accumulated_grad_if_needed`` in torch's
+    ``_fsdp_param.py``) and reduces once. ZeRO-2 and 3 reduce every time, and so does FSDP under ``sync_each_batch``.
     """
-    if not spec.is_fsdp or spec.accumulation_steps == 1 or spec.data_parallel_size == 1:
+    how = asked(spec) if reduction is None else reduction
+    if not spec.is_fsdp or how.each_batch or spec.accumulation_steps == 1 or spec.data_parallel_size == 1:
         return 0
-    return count.trained * bytes_of(spec).gathered
+    return count.trained * reduced_bytes(spec, how)
 
 
 def optimizer(spec: Spec, count: Parameters) -> int:
@@ -218,20 +226,23 @@ def autocast_copies(spec: Spec, shape: ModelShape, count: Parameters, moment: st
     return {"loss": 2 * count.matrices, "step": 0}.get(moment, 2 * count.layer)
 
 
-def on_gpu(spec: Spec, shape: ModelShape, count: Parameters) -> dict[str, dict[str, int]]:
+def on_gpu(
+    spec: Spec, shape: ModelShape, count: Parameters, reduction: Reduction | None = None
+) -> dict[str, dict[str, int]]:
     """Bytes on each GPU: ``{moment: {component: bytes}}``, for the moments and components of this module."""
-    return {moment: _at(moment, spec, shape, count) for moment in MOMENTS}
+    how = asked(spec) if reduction is None else reduction
+    return {moment: _at(moment, spec, shape, count, how) for moment in MOMENTS}
 
 
-def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters) -> dict[str, int]:
+def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters, how: Reduction) -> dict[str, int]:
     forward, offloads = activations.stored(spec, shape), spec.offload != "none"
     found = {
         "weights": 0 if spec.offload == "all" else weights(spec, count),
-        "gradients": _gradients_at(moment, spec, count),
+        "gradients": _gradients_at(moment, spec, count, how),
         "optimizer": 0 if offloads else optimizer(spec, count),
         "master copies": 0 if offloads else master_copies(spec, count),
         "buckets": buckets(spec, count),
-        "whole gradients": unsharded_gradients(spec, count) if moment != "step" else 0,
+        "whole gradients": unsharded_gradients(spec, count, how) if moment != "step" else 0,
         "gathered units": gathered(spec, shape, count, moment),
         "autocast copies": autocast_copies(spec, shape, count, moment),
         "activations": {
@@ -249,14 +260,14 @@ def _one(spec: Spec, shape: ModelShape) -> int:
     return activations.tokens(spec) * activations.layer(spec, shape, activations.masked_layers(spec, shape) > 0)
 
 
-def _gradients_at(moment: str, spec: Spec, count: Parameters) -> int:
+def _gradients_at(moment: str, spec: Spec, count: Parameters, how: Reduction) -> int:
     """``zero_grad`` frees gradients (set_to_none), so that the first forward pass has none; ZeRO-3's buffer stays."""
     if spec.offload != "none":
         return 0  # moved to host memory as they are reduced
     full = gradients(spec, count)
     if moment == "step":
         return full + step_gradients(spec, count)
-    if spec.strategy == "zero3" or (spec.accumulation_steps > 1 and not spec.is_fsdp):
+    if spec.strategy == "zero3" or (spec.accumulation_steps > 1 and (how.each_batch or not spec.is_fsdp)):
         return full
     everything = count.trained + count.frozen
     output = count.outside - count.embedding

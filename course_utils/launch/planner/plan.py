@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from course_utils.errors import SpecError
 from course_utils.gpus import GPUS
 from course_utils.launch.planner import memory, speed
+from course_utils.launch.planner.reduction import Reduction, asked
 from course_utils.launch.spec import Spec
 from course_utils.models.configs import shape_of
 from course_utils.models.shapes import ModelShape
@@ -30,6 +31,7 @@ class Plan:
     trained: int
     moments: Mapping[str, Mapping[str, int]]
     host: Mapping[str, int]
+    reduction: Reduction
     speed: speed.Speed
 
     @property
@@ -40,6 +42,10 @@ class Plan:
             parts.append(f"{self.spec.replicas} replicas")
         if not self.spec.reshard_after_forward:
             parts.append("no reshard")
+        if self.reduction.each_batch and not self.spec.is_deepspeed:
+            parts.append("sync each batch")
+        if self.reduction.fp32 and self.spec.is_fsdp:
+            parts.append("fp32 reduction")
         if self.spec.offload != "none":
             parts.append("offload" if self.spec.offload == "all" else "optimizer offload")
         return " + ".join(parts)
@@ -76,20 +82,21 @@ class Plan:
         return room and self.total <= self.limit
 
 
-def plan(spec: Spec, shape: ModelShape | None = None) -> Plan:
+def plan(spec: Spec, shape: ModelShape | None = None, reduction: Reduction | None = None) -> Plan:
     """The plan of a spec: arithmetic only, nothing is allocated or started.
 
     Args:
         shape: of ``spec.model``, where it is known already.
+        reduction: how often and in which type gradients are reduced; None: as ``spec.arguments`` ask for.
 
     Raises:
         SpecError: the model is not known, see ``shape_of``.
     """
-    shape = shape or shape_of(spec.model)
+    shape, how = shape or shape_of(spec.model), asked(spec) if reduction is None else reduction
     whole, trained = memory.total_parameters(spec, shape)
     count = memory.parameters(spec, shape)
-    on_gpu, on_host = memory.on_gpu(spec, shape, count), memory.on_host(spec, count)
-    return Plan(spec, shape, whole, trained, on_gpu, on_host, speed.speed(spec, shape, count))
+    on_gpu, on_host = memory.on_gpu(spec, shape, count, how), memory.on_host(spec, count)
+    return Plan(spec, shape, whole, trained, on_gpu, on_host, how, speed.speed(spec, shape, count, how))
 
 
 # What may be asked of the same machines: strategy, offload, reshard_after_forward.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from course_utils.launch.planner import memory, speed
+from course_utils.launch.planner import memory, mfu, speed
 from course_utils.launch.planner.changes import cheapest_change
-from course_utils.launch.planner.plan import GIB, Plan
+from course_utils.launch.planner.plan import GIB, Plan, plan
 
 
 def plan_table(one: Plan) -> str:
@@ -77,6 +77,35 @@ def _speed_lines(one: Plan) -> list[str]:
     lines = [
         f"a step: {fast.step:.3f} s ({parts}); a GPU sends {fast.volume / GIB:.2f} GiB",
         f"{fast.tokens_per_second:,.0f} tokens/s at MFU {one.spec.mfu:g}{recomputing}",
-        f"{one.spec.max_steps:,} steps: {fast.hours:.2f} h",
+        f"{one.spec.max_steps:,} steps: {fast.hours:.2f} h{_hours_range(one)}",
     ]
     return lines + ([f"cost: ${fast.cost:,.2f}"] if fast.cost is not None else [])
+
+
+def _hours_range(one: Plan) -> str:
+    """The hours at the lowest and the highest MFU that was published for this kind of GPU."""
+    found = mfu.published_range(one.spec.gpu)
+    if found is None or one.spec.precision == "fp32":
+        return "; no published MFU for this is known here: measure yours"
+    least, most = (plan(one.spec.but(mfu=round(share, 2)), one.shape, one.reduction) for share in found)
+    span = f"{most.speed.hours:.2f} to {least.speed.hours:.2f} h"
+    return f"; {span} at the published MFU of {least.spec.mfu:g} to {most.spec.mfu:g}"
+
+
+def traffic_table(plans: Sequence[Plan]) -> str:
+    """What one GPU sends in a step, in bytes per trained parameter: gathering, reducing, when each can hide, GiB.
+
+    An all-reduce counts twice: it is a reduce-scatter and an all-gather. The ring's (n-1)/n is left out of the bytes
+    per parameter and counted in the GiB.
+    """
+    width = max(len(one.name) for one in plans) + 2
+    lines = [f"{'strategy':{width}}" + "".join(f"{name:>{len(name) + 2}}" for name in speed.WINDOWS) + "    sum    GiB"]
+    for one in plans:
+        count = memory.parameters(one.spec, one.shape)
+        sent = dict.fromkeys(speed.WINDOWS, 0.0)
+        for message in speed.messages(one.spec, one.shape, count, one.reduction):
+            if message.window and message.ranks > 1:
+                sent[message.window] += message.passes * message.data / count.trained
+        cells = "".join(f"{size:{len(name) + 2}.1f}" for name, size in sent.items())
+        lines.append(f"{one.name:{width}}{cells}{sum(sent.values()):7.1f}{one.speed.volume / GIB:7.1f}")
+    return "\n".join(lines)

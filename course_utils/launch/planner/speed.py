@@ -1,7 +1,8 @@
 """How long a training step takes: computing, communicating, moving offloaded state (lesson 15).
 
 An estimate from a few numbers of the machines, to compare strategies before renting anything: the assumptions are the
-spec's ``mfu``, the constants below, and that communication hides behind computing as far as its strategy lets it.
+spec's ``mfu``, the constants below, and that communication hides behind the computing that runs at the same time
+(``windows``). What hides nowhere, the first gathering and the last bucket, is taken to be short.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from course_utils.gpus import GPUS
 from course_utils.launch.planner import activations, memory
+from course_utils.launch.planner.reduction import Reduction, asked
 from course_utils.launch.spec import Spec
 from course_utils.models.shapes import ModelShape, adapter_parameters, matrix_parameters
 
@@ -17,6 +19,7 @@ LATENCY, NETWORK_LATENCY = 5e-6, 20e-6  # seconds per message between two GPUs o
 DDP_BUCKET = 25 * 2**20  # bytes of a message of torch's reducer (bucket_cap_mb)
 PCIE = 25e9  # bytes/s between host and GPU
 HOST_BANDWIDTH = 100e9  # bytes/s of a machine's memory, which bounds AdamW on the CPU
+WINDOWS = ("forward", "backward", "last backward", "update")  # what a step computes, one after the other
 
 
 class Speed(NamedTuple):
@@ -37,7 +40,7 @@ class Message(NamedTuple):
     """One kind of collective of a step: how much data in all, in how many calls, over which ranks.
 
     ``passes`` is 1 for all-gather and reduce-scatter, 2 for all-reduce. ``gap`` is the distance between the ranks that
-    are neighbours in the group; ``hides``: may run while something is computed.
+    are neighbours in the group; ``window``: one of ``WINDOWS``, what is computed meanwhile, or "" where nothing is.
     """
 
     data: int
@@ -45,7 +48,20 @@ class Message(NamedTuple):
     ranks: int
     gap: int
     passes: int = 1
-    hides: bool = True
+    window: str = ""
+
+
+class Window(NamedTuple):
+    """A part of the step: seconds of its computing, and of the communication that may hide behind it."""
+
+    name: str
+    compute: float
+    communication: float
+
+    @property
+    def exposed(self) -> float:
+        """Seconds in which the GPU waits."""
+        return max(0.0, self.communication - self.compute)
 
 
 def flops_per_token(spec: Spec, shape: ModelShape) -> float:
@@ -67,6 +83,13 @@ def recompute_factor(spec: Spec, shape: ModelShape) -> float:
         return 1.0
     dense, adapters, scores = _matrices(spec, shape)
     return 1 + (2 * (dense + adapters) + 4 * scores) / flops_per_token(spec, shape)
+
+
+def forward_share(spec: Spec, shape: ModelShape) -> float:
+    """The forward pass's share of a step's computing: a third, a quarter with checkpointing, half with LoRA."""
+    dense, adapters, scores = _matrices(spec, shape)
+    forward = 2 * (dense + adapters) + 4 * scores
+    return forward / (flops_per_token(spec, shape) * recompute_factor(spec, shape))
 
 
 def _matrices(spec: Spec, shape: ModelShape) -> tuple[int, int, float]:
@@ -112,43 +135,79 @@ def ring_time(spec: Spec, message: Message) -> float:
     return message.passes * (steps * latency * message.calls + steps / message.ranks * message.data / bandwidth)
 
 
-def messages(spec: Spec, shape: ModelShape, count: memory.Parameters) -> list[Message]:
+def messages(
+    spec: Spec, shape: ModelShape, count: memory.Parameters, reduction: Reduction | None = None
+) -> list[Message]:
     """All collectives of one optimizer step."""
-    parts, gap = memory.state_shards(spec), spec.tensor_parallel
-    return [*_state(spec, shape, count, parts, gap), *_tensor_parallel(spec, shape), *_context(spec, shape)]
+    how = asked(spec) if reduction is None else reduction
+    state = _of_fsdp if spec.is_fsdp else _of_zero if spec.is_deepspeed else _of_ddp
+    found = [message for message in state(spec, shape, count, how) if message.data]
+    return [*found, *_tensor_parallel(spec, shape), *_context(spec, shape)]
 
 
-def _state(spec: Spec, shape: ModelShape, count: memory.Parameters, parts: int, gap: int) -> list[Message]:
-    """Gradients and weights, as in section 7 of the ZeRO paper, except that DeepSpeed all-reduces in stages 1 and 2.
+def _in_backward(message: Message, each_batch: bool, g: int) -> list[Message]:
+    """One reduction per step hides behind the last backward pass; one per micro-batch behind each of them."""
+    last = message._replace(window="last backward")
+    if not each_batch:
+        return [last]
+    before = message._replace(data=message.data * (g - 1), calls=message.calls * (g - 1), window="backward")
+    return [before, last]
 
-    With Psi parameters and g micro-batches: 2 Psi for DDP, 3 Psi for ZeRO-1, (2 g + 1) Psi for ZeRO-2, 3 g Psi for
-    ZeRO-3. The paper's reduce-scatter would be 2 Psi and (g + 1) Psi, but DeepSpeed's default is one all-reduce per
-    bucket (``use_multi_rank_bucket_allreduce``, deepspeed/runtime/zero/config.py). FSDP gathers in every micro-batch
-    (twice with resharding) and reduces once (``no_sync``); HSDP then adds up the shards of its replicas.
+
+def _of_ddp(spec: Spec, shape: ModelShape, count: memory.Parameters, how: Reduction) -> list[Message]:
+    """One all-reduce of the gradients, in their own type: 4 bytes under autocast, so 8 a parameter sent."""
+    data = count.trained * memory.bytes_of(spec).gradient
+    message = Message(data, data // DDP_BUCKET + 1, spec.world_size, 1, passes=2)
+    return _in_backward(message, how.each_batch, spec.accumulation_steps)
+
+
+def _of_fsdp(spec: Spec, shape: ModelShape, count: memory.Parameters, how: Reduction) -> list[Message]:
+    """Weights are gathered for every forward pass, with resharding for every backward pass too; gradients are reduced
+    once (``no_sync``), or in every micro-batch. HSDP then adds up the shards of its replicas.
+
+    FSDP1 without resharding keeps the weights of a whole step gathered under ``no_sync``
+    (``ShardingStrategy.SHARD_GRAD_OP``).
     """
-    each, g, units = memory.bytes_of(spec), spec.accumulation_steps, shape.num_hidden_layers + 1
-    whole, trained = (count.trained + count.frozen) * each.gathered, count.trained
-    if spec.strategy == "ddp":
-        data = trained * each.gradient
-        return [Message(data, data // DDP_BUCKET + 1, spec.world_size, 1, passes=2)]
-    if spec.is_fsdp:
-        gathers = g * (2 if spec.reshard_after_forward else 1)
-        reduced = trained * each.gathered
-        found = [Message(whole * gathers, units * gathers, parts, gap), Message(reduced, units, parts, gap)]
-        return [*found, Message(reduced // parts, units, spec.replicas, parts * gap, passes=2)]
-    reduces = 1 if spec.strategy == "zero1" else g
-    calls = (trained // memory.BUCKET + 1) * reduces
-    reduce = Message(trained * each.gradient * reduces, calls, parts, gap, passes=1 if spec.strategy == "zero3" else 2)
-    if spec.strategy == "zero3":
-        return [reduce, Message(2 * g * whole, 2 * g * units, parts, gap)]
-    return [reduce, Message(trained * each.weight, trained // memory.BUCKET + 1, parts, gap, hides=False)]
+    parts, gap, g = memory.state_shards(spec), spec.tensor_parallel, spec.accumulation_steps
+    units = shape.num_hidden_layers + 1
+    whole = (count.trained + count.frozen) * memory.bytes_of(spec).gathered
+    kept = spec.strategy == "fsdp1" and not spec.reshard_after_forward and not how.each_batch
+    forwards = 1 if kept else g
+    found = [Message(whole * forwards, units * forwards, parts, gap, window="forward")]
+    if spec.reshard_after_forward:
+        found += _in_backward(Message(whole, units, parts, gap), True, g)
+    reduced = count.trained * memory.reduced_bytes(spec, how)
+    found += _in_backward(Message(reduced, units, parts, gap), how.each_batch, g)
+    replicas = Message(reduced // parts, units, spec.replicas, parts * gap, passes=2)
+    return found + _in_backward(replicas, how.each_batch, g)
+
+
+def _of_zero(spec: Spec, shape: ModelShape, count: memory.Parameters, how: Reduction) -> list[Message]:
+    """As in section 7 of the ZeRO paper, except that DeepSpeed all-reduces in stages 1 and 2.
+
+    With Psi parameters and g micro-batches: 3 Psi for ZeRO-1, (2 g + 1) Psi for ZeRO-2, 3 g Psi for ZeRO-3. The paper's
+    reduce-scatter would be 2 Psi and (g + 1) Psi, but DeepSpeed's default is one all-reduce per bucket
+    (``use_multi_rank_bucket_allreduce``, deepspeed/runtime/zero/config.py). Stage 1 reduces at the accumulation's
+    boundary, from hooks of the last backward pass (``overlap_comm``). ``how`` is not asked: DeepSpeed decides.
+    """
+    parts, gap, g = memory.state_shards(spec), spec.tensor_parallel, spec.accumulation_steps
+    each, buckets = memory.bytes_of(spec), count.trained // memory.BUCKET + 1
+    passes = 1 if spec.strategy == "zero3" else 2
+    reduce = Message(count.trained * each.gradient, buckets, parts, gap, passes=passes)
+    found = _in_backward(reduce, spec.strategy != "zero1", g)
+    if spec.strategy != "zero3":  # the updated weights: nothing is computed meanwhile
+        return [*found, Message(count.trained * each.weight, buckets, parts, gap, window="update")]
+    whole, units = (count.trained + count.frozen) * each.gathered, shape.num_hidden_layers + 1
+    gather = Message(whole, units, parts, gap)
+    forward = gather._replace(data=whole * g, calls=units * g, window="forward")
+    return [forward, *_in_backward(gather, True, g), *found]
 
 
 def _tensor_parallel(spec: Spec, shape: ModelShape) -> list[Message]:
     """All-reduces of a layer's output: two forward, two backward (Shoeybi et al. 2019, "Megatron-LM", section 3)."""
     calls = (6 if spec.checkpointing else 4) * shape.num_hidden_layers * spec.accumulation_steps
     data = activations.tokens(spec) * shape.hidden_size * activations.kept(spec).compute
-    return [Message(calls * data, calls, spec.tensor_parallel, 1, passes=2, hides=False)]
+    return [Message(calls * data, calls, spec.tensor_parallel, 1, passes=2)]
 
 
 def _context(spec: Spec, shape: ModelShape) -> list[Message]:
@@ -156,18 +215,27 @@ def _context(spec: Spec, shape: ModelShape) -> list[Message]:
     calls = (4 if spec.checkpointing else 3) * shape.num_hidden_layers * spec.accumulation_steps
     data = spec.micro_batch * spec.sequence_length * 2 * shape.key_value_size * activations.kept(spec).compute
     sent = calls * data // spec.tensor_parallel
-    return [Message(sent, calls, spec.context_parallel, spec.tensor_parallel, hides=False)]
+    return [Message(sent, calls, spec.context_parallel, spec.tensor_parallel)]
 
 
-def hidden_time(spec: Spec, compute: float) -> float:
-    """Seconds of computing behind which the sharding's communication can hide.
+def windows(
+    spec: Spec, shape: ModelShape, count: memory.Parameters, reduction: Reduction | None = None
+) -> dict[str, Window]:
+    """The step's parts, and behind which of them the communication of the training state can hide.
 
-    Gradients travel during the backward pass, two thirds of the work: the last micro-batch's for DDP and ZeRO-1,
-    every one's for ZeRO-2. Gathering the next layer hides behind all of it.
+    With g micro-batches: ``forward`` are all forward passes, ``backward`` the first g - 1 backward passes, ``last
+    backward`` the last one, in which gradients become final, ``update`` the optimizer's, taken to be instant. What is
+    reduced once per step can only hide behind the last backward pass, however long the step is.
     """
-    if spec.strategy in ("ddp", "zero1"):
-        return compute * 2 / 3 / spec.accumulation_steps
-    return compute * 2 / 3 if spec.strategy == "zero2" else compute
+    compute, g = compute_time(spec, shape), spec.accumulation_steps
+    forward = compute * forward_share(spec, shape)
+    backward = (compute - forward) / g
+    computing = dict(zip(WINDOWS, (forward, backward * (g - 1), backward, 0.0), strict=True))
+    times = dict.fromkeys(WINDOWS, 0.0)
+    for message in messages(spec, shape, count, reduction):
+        if message.window:
+            times[message.window] += ring_time(spec, message)
+    return {name: Window(name, computing[name], times[name]) for name in WINDOWS}
 
 
 def offload_time(spec: Spec, count: memory.Parameters) -> float:
@@ -187,18 +255,18 @@ def offload_time(spec: Spec, count: memory.Parameters) -> float:
     return moved / PCIE + mine * spec.gpus_per_node * 28 / HOST_BANDWIDTH
 
 
-def speed(spec: Spec, shape: ModelShape, count: memory.Parameters) -> Speed:
+def speed(spec: Spec, shape: ModelShape, count: memory.Parameters, reduction: Reduction | None = None) -> Speed:
     """Seconds of a step and its parts, tokens a second over all GPUs, hours and cost of ``max_steps``."""
-    compute, sent = compute_time(spec, shape), messages(spec, shape, count)
-    behind = sum(ring_time(spec, message) for message in sent if message.hides)
-    waited = sum(ring_time(spec, message) for message in sent if not message.hides)
-    exposed = waited + max(0.0, behind - hidden_time(spec, compute))
+    compute, sent = compute_time(spec, shape), messages(spec, shape, count, reduction)
+    waited = sum(ring_time(spec, message) for message in sent if not message.window)
+    parts = windows(spec, shape, count, reduction).values()
+    exposed = waited + sum(part.exposed for part in parts)
     offload = offload_time(spec, count)
     step = compute + exposed + offload
     hours = spec.max_steps * step / 3600
     return Speed(
         compute=compute,
-        communication=behind + waited,
+        communication=waited + sum(part.communication for part in parts),
         exposed=exposed,
         offload=offload,
         volume=sum(m.passes * m.data * (m.ranks - 1) // m.ranks for m in sent),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from course_utils.errors import SpecError
 from course_utils.launch.spec.spec import Spec
+from course_utils.launch.spec.words import value_of
 from course_utils.models.shapes import ModelShape
 
 FINETUNE = "course_utils.recipes.finetune"
@@ -32,16 +32,6 @@ def is_one_of(spec: Spec, programs: Sequence[str]) -> bool:
     """Whether the spec starts one of these modules, by its dotted name or by its path."""
     dotted = spec.program.removesuffix(".py").replace("/", ".")
     return any(f".{dotted}".endswith(f".{name}") for name in programs)
-
-
-def value_of(words: Sequence[str], name: str) -> str | None:
-    """The last value of a flag, written ``--name=value`` or ``--name value``; None: it is not among the words."""
-    found = None
-    for word, following in pairwise([*words, ""]):
-        flag, equals, value = word.partition("=")
-        if flag == name:
-            found = value if equals else following
-    return found
 
 
 def task(spec: Spec) -> str:

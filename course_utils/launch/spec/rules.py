@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
 from course_utils.errors import SpecError, out_of_range
 from course_utils.gpus import GPUS
+from course_utils.launch.spec import overrides
 
 if TYPE_CHECKING:
     from course_utils.launch.spec.spec import Spec
@@ -19,8 +21,15 @@ MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 def check(spec: Spec) -> None:
     """Raise ``SpecError`` with one sentence for the first contradiction found."""
-    for rule in (_texts, _strategy, _parallel_sizes, _batches, _precision):
+    for rule in (_numbers, _texts, overrides.check, _strategy, _parallel_sizes, _batches, _precision):
         rule(spec)
+
+
+def _numbers(spec: Spec) -> None:
+    for field in ("gpu_memory", "network", "host_memory", "price", "mfu"):
+        value = getattr(spec, field)
+        if value is not None and not math.isfinite(value):
+            raise out_of_range(field, value, "a finite number")
 
 
 def _texts(spec: Spec) -> None:
@@ -45,6 +54,11 @@ def _texts(spec: Spec) -> None:
     for field in ("output_dir", "model"):
         if getattr(spec, field) == "--":  # as a flag's value argparse drops it: the program would get a list
             raise SpecError(f"{field}='--' is not allowed; allowed: a name other than the end-of-options mark")
+    if spec.output_dir.startswith("~") and spec.output_dir[1:2] not in ("", "/"):
+        # Python finds another user's home, the job script does not: what was saved would not be seen there.
+        raise SpecError(
+            f"output_dir={spec.output_dir!r} is another home folder; allowed: '~/...', or a path without '~'"
+        )
 
 
 def _strategy(spec: Spec) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from course_utils.errors import SpecError
+from course_utils.launch.spec import overrides
 from course_utils.launch.spec.spec import Spec
 from course_utils.models.configs import shape_of
 from course_utils.models.shapes import ModelShape
 
-GRADIENT_CLIPPING = 1.0  # TrainingArguments' default max_grad_norm; DeepSpeed must be told the same number
 # finetune's names for the course's own models. ModernBERT's default list would wrap the embeddings twice: FSDP2 raises.
 COURSE_LAYERS = {"course/encoder": "ModernBertEncoderLayer", "course/causal": "Qwen3DecoderLayer"}
 BUCKET = 200_000_000  # elements that ZeRO gathers or reduces at a time: 400 MB in 16 bit
@@ -84,6 +84,11 @@ def fsdp_config(spec: Spec) -> dict[str, Any]:
     return _fsdp(spec) | {"cpu_offload": spec.offload == "all"}
 
 
+def starts_torchrun(spec: Spec) -> bool:
+    """Whether ``accelerate launch`` starts torchrun's agent; a single process without a plugin it starts itself."""
+    return spec.is_fsdp or spec.is_deepspeed or spec.world_size > 1
+
+
 def accelerate_config(spec: Spec, folder: str = "launch") -> dict[str, Any]:
     """``accelerate launch --config_file``: a ``ClusterConfig``, ``folder`` being where deepspeed.json lies."""
     several = spec.nodes > 1
@@ -143,7 +148,7 @@ def deepspeed_config(spec: Spec) -> dict[str, Any]:
         "train_batch_size": spec.effective_batch,
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": spec.accumulation_steps,
-        "gradient_clipping": GRADIENT_CLIPPING,
+        "gradient_clipping": overrides.gradient_clipping(spec),
         "zero_optimization": zero,
         "bf16": {"enabled": spec.precision.startswith("bf16")},
         "fp16": {"enabled": spec.precision == "fp16"},

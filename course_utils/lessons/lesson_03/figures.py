@@ -1,13 +1,14 @@
-"""Figures of lesson 03: the Trainer's step and evaluation as timelines, schedules, curves, checkpoints, formats."""
+"""Figures of lesson 03: the Trainer's step as a timeline, curves of its runs, checkpoints on disk, number formats."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course_utils.teach.figure import COLORS, new_figure
+from course_utils.teach import charts
+from course_utils.teach.figure import COLORS, describe, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,10 +36,15 @@ def timeline(calls: Sequence[Call], title: str) -> Figure:
         calls: from ``Trace.of_step`` or ``Trace.inside``.
         title: what was traced.
     """
+    alt = (
+        f"{title}, as a timeline: a row for each method, from the first called at the top to the last; bars are calls, "
+        "black diamonds are callback events. What a method calls lies below it, inside its time. Forward and backward "
+        "passes take nearly all of it."
+    )
     names = list(dict.fromkeys(call.name for call in calls))
     depth = {call.name: call.depth for call in reversed(calls)}
     top, origin = min(depth.values()), min(call.start for call in calls)
-    figure, axes = new_figure(height=0.9 + 0.29 * len(names))
+    figure, axes = new_figure(height=0.9 + 0.29 * len(names), alt=alt)
     end = max(call.start + call.seconds for call in calls) - origin
     for row, name in enumerate(names):
         own = [call for call in calls if call.name == name]
@@ -66,6 +72,16 @@ def timeline(calls: Sequence[Call], title: str) -> Figure:
     return figure
 
 
+def schedules(curves: Mapping[str, Sequence[float]], warmup_steps: int) -> Figure:
+    """Eight schedules, a panel each (``charts.schedules``)."""
+    alt = (
+        "Eight panels, each one schedule: all rise linearly in the warm-up; linear falls in a straight line, cosine "
+        "in a half wave, one stays constant, one falls with the inverse square root, the polynomial of power 2 in a "
+        "parabola, one restarts three times, one ends at a tenth of the peak, one is flat and falls only at the end."
+    )
+    return describe(charts.schedules(curves, warmup_steps), alt)
+
+
 def training_curves(history: Sequence[Mapping[str, float]], best_step: int | None = None) -> Figure:
     """Training and validation loss on the left; accuracy and macro-F1 of the validation rows on the right.
 
@@ -73,12 +89,17 @@ def training_curves(history: Sequence[Mapping[str, float]], best_step: int | Non
         history: ``trainer.state.log_history``.
         best_step: optimizer step of the best checkpoint, marked by a dashed line.
     """
+    alt = (
+        "Left: the training loss falls to the end; the validation loss falls, turns and rises. A dashed line marks the "
+        "best checkpoint, at the lowest validation loss, long before the end. Right: accuracy and macro-F1 of the "
+        "validation rows rise beyond that line and flatten."
+    )
 
     def points(key: str) -> tuple[list[int], list[float]]:
         found = [(entry["step"], entry[key]) for entry in history if key in entry]
         return [step for step, _ in found], [value for _, value in found]
 
-    figure, (left, right) = new_figure(1, 2, height=4.0)
+    figure, (left, right) = new_figure(1, 2, height=4.0, alt=alt)
     left.plot(*points("loss"), color=COLORS["sky"], label="training (mean since last log)")
     left.plot(*points("eval_loss"), "o-", color=COLORS["blue"], label="validation")
     left.set(xlabel="optimizer step", ylabel="cross entropy (nats)", title="Loss")
@@ -100,9 +121,13 @@ def checkpoints_on_disk(kept: Mapping[int, Sequence[int]], best: Mapping[int, in
         kept: step of a save -> steps of the checkpoints on disk right after it.
         best: step of a save -> step of the best checkpoint known then (None: none yet).
     """
+    alt = (
+        "A grid: saves from left to right, checkpoints from bottom to top. After each save at most two checkpoints are "
+        "on disk: the newest and the best so far. Once the best is passed it stays, and those after it are deleted."
+    )
     saves = sorted(kept)
     position = {step: i for i, step in enumerate(saves)}
-    figure, axes = new_figure(height=0.9 + 0.45 * len(saves))
+    figure, axes = new_figure(height=0.9 + 0.45 * len(saves), alt=alt)
     for x, save in enumerate(saves):
         for step in saves[: x + 1]:
             on_disk, is_best = step in kept[save], step == best[save]
@@ -124,7 +149,11 @@ def number_formats(formats: Mapping[str, Mapping[str, float]]) -> Figure:
         formats: name -> ``smallest`` (subnormal), ``tiny`` (smallest normal), ``max``, ``eps`` (distance from 1 to
             the next larger number), as ``torch.finfo`` gives them.
     """
-    figure, (left, right) = new_figure(1, 2, height=3.0)
+    alt = (
+        "Left: bfloat16 covers the range of float32, from 1e-38 to 1e38; float16 only that from 1e-5 to 65504, and "
+        "less exactly down to 1e-8. Right: between 1 and 1.032 float16 has 33 numbers, bfloat16 has 5."
+    )
+    figure, (left, right) = new_figure(1, 2, height=3.0, alt=alt)
     colors = [COLORS["blue"], COLORS["green"], COLORS["orange"], COLORS["red"]]
     for row, ((_, info), color) in enumerate(zip(formats.items(), colors, strict=False)):
         low, normal, high = (np.log10(info[key]) for key in ("smallest", "tiny", "max"))
@@ -154,9 +183,13 @@ def gradient_underflow(magnitudes: Sequence[float], smallest: float, tiny: float
         smallest, tiny: fp16's smallest positive number and its smallest normal number.
         scale: the loss scale, a power of two.
     """
+    alt = (
+        "Histogram of gradient magnitudes. A large part lies where fp16 loses digits, some where it rounds to zero; "
+        "multiplied by the loss scale the whole histogram lies in fp16's normal range, left of its largest number."
+    )
     logs = np.log10(np.asarray(magnitudes, dtype=float))
     weights = np.full(len(logs), 100 / len(logs))
-    figure, axes = new_figure(height=3.6)
+    figure, axes = new_figure(height=3.6, alt=alt)
     axes.axvspan(-16, np.log10(smallest / 2), color="#BDBDBD", zorder=0, label="rounds to 0 in fp16")
     axes.axvspan(np.log10(smallest / 2), np.log10(tiny), color="#E6E6E6", zorder=0, label="subnormal: digits are lost")
     for values, color, label in (
@@ -169,4 +202,56 @@ def gradient_underflow(magnitudes: Sequence[float], smallest: float, tiny: float
     axes.set(xlabel="gradient magnitude (power of ten)", ylabel="share of gradients (%)", xlim=(-13, 6))
     axes.set_title("Loss scaling moves gradients into fp16's range")
     axes.legend(fontsize=9.5, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
+    return figure
+
+
+def best_minus_last(differences: Mapping[str, Sequence[float]], intervals: Mapping[str, Any]) -> Figure:
+    """The best checkpoint's test score minus the last one's: a dot per seed, the mean with its 95 % interval.
+
+    Args:
+        differences: score -> one difference per seed.
+        intervals: score -> ``Interval`` of the mean (``value``, ``low``, ``high``).
+    """
+    alt = (
+        "Two panels, the best checkpoint minus the last one on the test rows. Loss: all seeds and the whole interval "
+        "are below zero. Macro-F1: the seeds and the interval are below zero too."
+    )
+    figure, axes = new_figure(1, len(differences), height=2.2, alt=alt)
+    for axis, (name, values) in zip(axes, differences.items(), strict=True):
+        low, middle, high = intervals[name].low, intervals[name].value, intervals[name].high
+        axis.axvline(0, color=COLORS["black"], linewidth=1.2)
+        axis.plot([low, high], [0, 0], color=COLORS["blue"], linewidth=2, solid_capstyle="butt")
+        axis.plot(middle, 0, "s", color=COLORS["blue"], markersize=9, label="mean, 95 % interval")
+        axis.plot(values, [0.45] * len(values), "o", color=COLORS["orange"], markersize=7, label="a seed")
+        axis.set(xlabel=f"{name}, best minus last", ylim=(-0.6, 1.0))
+        axis.set_yticks([])
+        axis.locator_params(axis="x", nbins=5)
+        axis.grid(axis="y", visible=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def hidden_nan(logs: Mapping[str, Sequence[tuple[int, float]]], bad_step: int) -> Figure:
+    """What the log says of one run whose loss becomes NaN, with the filter and without it.
+
+    Args:
+        logs: name -> logged ``(step, loss)``; a NaN is drawn as a cross.
+        bad_step: the first step whose loss is NaN.
+    """
+    alt = (
+        "Logged training loss of the same run twice. With the filter, which is the default, the curve falls to zero "
+        "after the step where the loss became NaN and stays there. Without the filter there are no values after that "
+        "step, only crosses for NaN."
+    )
+    figure, axes = new_figure(1, len(logs), height=3.0, sharey=True, alt=alt)
+    top = max(value for points in logs.values() for _, value in points if value == value)
+    for axis, (name, points) in zip(axes, logs.items(), strict=True):
+        numbers = [point for point in points if point[1] == point[1]]
+        axis.plot(*zip(*numbers, strict=True), "o-", color=COLORS["blue"], markersize=5, label="logged loss")
+        missing = [step for step, value in points if value != value]
+        axis.plot(missing, [0.5 * top] * len(missing), "x", color=COLORS["red"], markersize=8, label="NaN")
+        axis.axvline(bad_step, color=COLORS["black"], linestyle="--", linewidth=1.2, label="the loss becomes NaN")
+        axis.set(xlabel="optimizer step", title=name, ylim=(-0.05 * top, 1.12 * top))
+    axes[0].set_ylabel("loss (nats)")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from course_utils.lessons.lesson_03.exercises import CALLS
+from course_utils.lessons.lesson_03.exercises_repair import GIVEN_SETTINGS
 from course_utils.training.settings import BOOKKEEPING
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
+
+solution_1 = CALLS
 
 
-def solution_1(loop: dict[str, Any]) -> dict[str, Any]:
+def solution_2(loop: dict[str, Any]) -> dict[str, Any]:
     """Every setting of the loop by its TrainingArguments name; nothing is left to a default."""
     beta1, beta2 = loop["betas"]
     settings = {
@@ -34,15 +38,15 @@ def solution_1(loop: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def solution_2(first: TrainingArguments, second: TrainingArguments) -> set[str]:
+def solution_3(first: TrainingArguments, second: TrainingArguments) -> set[str]:
     """Names of the fields that differ, without those that only name, place or report a run."""
     names = {field.name for field in dataclasses.fields(first)} - BOOKKEEPING
     return {name for name in names if getattr(first, name) != getattr(second, name)}
 
 
-def solution_3(evaluations: list[tuple[int, float]], saved: set[int], greater_is_better: bool) -> int | None:
-    """The last step that was the best so far and lies on the disk."""
-    best_value, checkpoint = None, None
+def solution_4(evaluations: list[tuple[int, float]], saved: set[int], greater_is_better: bool) -> int:
+    """The last step that was the best so far and lies on the disk; 0: none."""
+    best_value, checkpoint = None, 0
     for step, value in evaluations:
         is_best = best_value is None or (value > best_value if greater_is_better else value < best_value)
         if is_best:
@@ -50,3 +54,33 @@ def solution_3(evaluations: list[tuple[int, float]], saved: set[int], greater_is
             if step in saved:
                 checkpoint = step
     return checkpoint
+
+
+solution_5 = GIVEN_SETTINGS | {
+    "save_steps": 10,
+    "save_only_model": False,
+    "greater_is_better": False,
+    "save_total_limit": 2,
+    "train_sampling_strategy": "random",
+}
+
+
+def solution_6(model: Any, rows: Any, folder: str, **settings: Any) -> Trainer:
+    """A Trainer whose loss is weighted, divided for the whole window, and logged as it is."""
+    import torch
+    from transformers import Trainer
+
+    from course_utils.training.settings import quiet_trainer
+
+    class Weighted(Trainer):
+        loss_is_scaled_for_ga = True  # divided for the whole window: the Trainer must not divide again
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            weight = inputs.pop("weight")  # a KeyError if the column was dropped
+            outputs = model(**inputs)
+            losses = torch.nn.functional.cross_entropy(outputs["logits"], inputs["labels"], reduction="none")  # (B,)
+            loss = (losses * weight).sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
+
+    settings |= {"remove_unused_columns": False, "logging_nan_inf_filter": False}
+    return quiet_trainer(model, folder, rows, trainer_class=Weighted, **settings)

@@ -179,9 +179,9 @@ def reinforced(starts: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], st
         columns=3,
         height=3.3,
         alt="Three panels over the steps of training, a line for each of three starts. Reward rises for the start with "
-        "little fine-tuning, rises little for the well fine-tuned one, and stays at zero for the base. The share of right "
-        "answers on held-out rows falls or stays for both. The share of the most frequent answer rises for both, to "
-        "one for the start with little fine-tuning.",
+        "little fine-tuning, rises a little for the well fine-tuned one, and stays at zero for the base. The share of "
+        "right answers on held-out rows falls somewhat for both. The share of the most frequent answer rises for both, "
+        "to one for the start with little fine-tuning.",
     )
     panels = {"reward": "reward in training", "right": "right answers", "most_frequent": "same answer"}
     for axis, (name, title) in zip(axes, panels.items(), strict=True):

@@ -19,12 +19,12 @@ MEANING = {
     "train_micro_batch_size_per_gpu": "rows a rank takes at once",
     "gradient_accumulation_steps": "micro-batches of a step",
     "gradient_clipping": "largest gradient norm; 0.0: none; left out: 1.0",
-    "zero_allow_untested_optimizer": "yes, also an optimizer that is not DeepSpeed's",
-    "zero_force_ds_cpu_optimizer": "insist on DeepSpeed's own when offloading?",
+    "zero_allow_untested_optimizer": "admits an optimizer that is not DeepSpeed's",
+    "zero_force_ds_cpu_optimizer": "admits it while offloading, too",
     "bf16.enabled": "16-bit weights, fp32 copies for the update",
     "zero_optimization.stage": "cuts 1: optimizer; 2: + gradients; 3: + weights",
     "zero_optimization.reduce_bucket_size": "gradients exchanged at a time, elements",
-    "zero_optimization.stage3_param_persistence_threshold": "smaller tensors stay whole; default 100,000",
+    "zero_optimization.stage3_param_persistence_threshold": "tensors up to this size stay whole (the default)",
     "zero_optimization.offload_optimizer": "optimizer state and copies wait in host memory",
     "zero_optimization.offload_param": "slices of the weights wait there too",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save": "Trainer's save_model gathers the weights",
@@ -53,10 +53,10 @@ def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
 def flow() -> Figure:
     """What goes into the engine, and what it does in the loop's three calls, with shapes and exchanges."""
     alt = (
-        "Left: model, optimizer and JSON go into deepspeed.initialize, which returns one engine. Right: the loop calls "
-        "the engine, engine.backward and engine.step. Below each call stands what the ranks exchange in stages 1, 2 "
-        "and 3: weights are gathered in stage 3 only, gradients are reduced, updated slices are gathered in stages 1 "
-        "and 2."
+        "From left to right: model, optimizer and JSON lead to deepspeed.initialize, and that to three columns, the "
+        "loop's calls engine(batch), engine.backward and engine.step. Below each call stand what it gives and what the "
+        "ranks exchange: in the forward pass stage 3 gathers weights; in the backward pass stages 0 to 2 all-reduce "
+        "gradients and stage 3 reduce-scatters them; in the step stages 1 and 2 gather the updated slices."
     )
     figure, axis = _canvas(3.9, alt, 100, 46)
     for y, text, color in ((36, "model\n(P weights)", "blue"), (25, "optimizer", "green"), (14, "JSON", "orange")):
@@ -66,7 +66,7 @@ def flow() -> Figure:
     _arrow(axis, (37, 29.5), (42, 29.5))
     calls = (
         ("engine(batch)", "loss of this\nrank's rows", "stage 3: all-gather\nweights, (P,)"),
-        ("engine.backward", "gradients\n(P,)", "1, 2: all-reduce\n3: reduce-scatter\n(P,)"),
+        ("engine.backward", "gradients\n(P,)", "0 to 2: all-reduce\n3: reduce-scatter\n(P,)"),
         ("engine.step", "clip, update its\nslice (P/N,), zero", "1, 2: all-gather\nfresh slices, (P,)"),
     )
     for index, (call, does, moves) in enumerate(calls):
@@ -84,8 +84,9 @@ def annotated(config: Mapping[str, Any]) -> Figure:
     """The JSON as it is written, and beside each line what it does."""
     lines = list(_lines(config))
     alt = (
-        "A DeepSpeed JSON, line by line, with the meaning of each line beside it: batch sizes, clipping, the "
-        "optimizer, then the block zero_optimization with the stage and its settings."
+        "A DeepSpeed JSON, line by line, with the meaning of each setting beside it: three batch numbers, clipping, "
+        "two permissions for torch's optimizer, bf16, then the block zero_optimization: stage, bucket size, "
+        "persistence threshold, gathering on save, and the devices where optimizer and parameters wait."
     )
     figure, axis = _canvas(0.35 + 0.27 * len(lines), alt, 100, len(lines))
     for place, (text, meaning) in enumerate(lines):
@@ -126,10 +127,11 @@ def filled(before: Mapping[str, Any], resolved: Mapping[str, Mapping[str, Any]])
     tools = {tool: flat(config) for tool, config in resolved.items()}
     rows = [[name.removeprefix("zero_optimization."), *(str(tools[t].get(name, "-")) for t in tools)] for name in asked]
     alt = (
-        "A table: each setting that was auto, and the number that the Trainer and Accelerate put in its place. They "
-        "agree except where Accelerate has no such argument and takes a value of its own."
+        f"A table: each setting that was auto, and what stands in its place; columns {', '.join(tools)}. For the same "
+        "model the Trainer and Accelerate agree in all but clipping. A wider model gets larger values in the three "
+        "settings of buckets and threshold, and the same ones elsewhere."
     )
-    return table(["was auto", *tools], rows, alt, widths=(52, 24, 24))
+    return table(["was auto", *tools], rows, alt, widths=(43, *[57 / len(tools)] * len(tools)))
 
 
 def table(
@@ -152,9 +154,10 @@ def table(
 def gathering() -> Figure:
     """ZeRO-3's life of a model that is built after the JSON, and before it."""
     alt = (
-        "Two time lines for two ranks. Above, the JSON comes first: each tensor is cut as it is made, so that no rank "
-        "ever has more than its half and one tensor. Below, the model comes first: both ranks hold all of it until the "
-        "engine cuts it."
+        "Two rows of three boxes, time running to the right. Above, TrainingArguments reads the JSON first: "
+        "from_pretrained then cuts each tensor as it is made, and the engine has P / N on each rank. Below, "
+        "from_pretrained comes first and puts all P weights on each rank; then the JSON is read, and only the engine "
+        "cuts the model to P / N."
     )
     figure, axis = _canvas(2.7, alt, 100, 30)
     for y, name, first, color in ((17, "JSON first", True, "green"), (2, "model first", False, "red")):

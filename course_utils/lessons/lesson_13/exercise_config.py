@@ -53,7 +53,7 @@ def _runs() -> list[dict[str, Any]]:
         "offload",
         "bf16",
         "max_norm",
-        "own_optimizer",
+        "torch_optimizer",
         "smallest",
         "save_whole",
     ]
@@ -80,17 +80,17 @@ def _due(run: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
         ("bf16.enabled", run["bf16"], "16 bit is switched on by the block bf16, with `enabled`."),
         (f"{zero}stage", run["stage"], "The stage stands inside zero_optimization."),
     ]
-    if run["own_optimizer"]:
+    if run["torch_optimizer"]:
         hint = "torch's optimizer is handed over: DeepSpeed must be told that it may use it."
         found.append(("zero_allow_untested_optimizer", True, hint))
-    if run["own_optimizer"] and run["offload"] != "none":
+    if run["torch_optimizer"] and run["offload"] != "none":
         hint = "While offloading, DeepSpeed insists on an optimizer of its own unless told otherwise (section 4)."
         found.append(("zero_force_ds_cpu_optimizer", False, hint))
     offloads = run["offload"] != "none"
     found.append((f"{zero}offload_optimizer", place if offloads else ABSENT, "Where does the optimizer's state wait?"))
     hint = "Parameters are offloaded for 'all' only, and wait where the optimizer waits."
     found.append((f"{zero}offload_param", place if run["offload"] == "all" else ABSENT, hint))
-    hint = "Section 5: below which size do tensors stay whole?"
+    hint = "Section 5: up to which size do tensors stay whole?"
     threshold = run["smallest"] if three else ABSENT
     found.append((f"{zero}stage3_param_persistence_threshold", threshold, hint if three else absent3))
     if run["save_whole"]:

@@ -55,8 +55,8 @@ def check_bytes(answer: Any) -> None:
     'fill in "auto"',
     hints=(
         "Go through nested dictionaries. Each name has one source in `known`, or is computed from several.",
-        "64 is the hidden size: 4,096 is 64 times what? 3,686 is 9/10 of what? 640 is 64 times what? The batch is the "
-        "product of section 2.",
+        "Divide each of the three sizes by the width, in both columns: where is the quotient the same, where does it "
+        "grow with the width? One is a little less than another, rounded down. The batch is the product of section 2.",
     ),
 )
 def check_fill(answer: Callable) -> None:
@@ -121,7 +121,7 @@ def _compare(got: Any, expected: dict[str, Any], config: dict[str, Any], given: 
         elif name == "train_batch_size":
             hint = "Rows of a step on all ranks: three numbers multiplied."
         elif name.startswith(("reduce", "stage3")):
-            hint = "Find the formula with hidden size 64 in the lesson's table, then use this hidden size."
+            hint = "Find the formula from the table's two widths, then use this hidden_size; sizes are whole numbers."
         raise Wrong(given=given, expected=f"{place} as the Trainer fills it", got=repr(got[name]), hint=hint)
 
 

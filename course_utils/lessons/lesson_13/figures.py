@@ -31,19 +31,23 @@ KINDS = {
     "master copies": COLORS["sky"],
     "optimizer": COLORS["green"],
 }
+PLANNED = ("weights", "gradients", "master copies", "optimizer")  # the same kinds in the planner's words
 
 
-def bytes_per_rank(measured: Mapping[str, Mapping[str, int]], predicted: Mapping[str, Mapping[str, float]]) -> Figure:
+def bytes_per_rank(
+    measured: Mapping[str, Mapping[str, int]], predicted: Mapping[str, Mapping[str, float]], alt: str = ""
+) -> Figure:
     """Stacked bars, one a run, of bytes on rank 0 in MB; black marks show the predicted ends of the parts.
 
     Args:
         measured: run -> kind of state -> bytes.
         predicted: the same by the formula.
     """
-    alt = (
-        "Stacked bars of bytes on a rank for data parallel and ZeRO-1, 2 and 3 on two ranks. Optimizer state halves "
-        "from stage 1 on, gradients from stage 2 on, parameters in stage 3. A copy of the weights for the update "
-        "comes in. The predicted ends of the parts, black marks, lie on the measured ones."
+    alt = alt or (
+        "Four stacked bars, each shorter than the one above: bytes on rank 0 of two in data parallel, ZeRO-1, 2 and 3. "
+        "The optimizer's part halves from stage 1 on, where a part of master copies comes in; gradients halve from "
+        "stage 2 on, parameters in stage 3. Black marks, the predicted ends of the parts, lie on the measured ends; in "
+        "ZeRO-2 the gradients, and all that follows, end a little beyond them."
     )
     figure, axis = new_figure(height=3.3, alt=alt)
     names = list(measured)[::-1]
@@ -74,9 +78,12 @@ def distances(
     Args:
         rows: (name, difference, bound).
     """
+    beyond = [name for name, value, bound in rows if value > bound]
     alt = alt or (
         "One dot a way of training, on a logarithmic axis: the largest difference of a final weight to one process. "
-        "All lie far left of their bounds, at the size of float32 rounding; some are exactly equal."
+        f"{'All but one' if len(beyond) == 1 else 'All'} lie left of their bounds, at the size of float32 rounding, "
+        "with hardly a difference between them."
+        + "".join(f" {name}, in red, lies right of its bound, far from the others." for name in beyond)
     )
     figure, axis = new_figure(height=0.9 + 0.27 * len(rows), alt=alt)
     floor = 1e-8
@@ -98,8 +105,8 @@ def distances(
 def buckets(counts: Mapping[int, Mapping[str, int]]) -> Figure:
     """Collectives of a step for several ``reduce_bucket_size``, stages 2 and 3 side by side."""
     alt = (
-        "Bars: reductions of a step for falling bucket sizes. Everything in one bucket is one call; the smaller the "
-        "bucket, the more calls, in stage 2 as in stage 3."
+        "Pairs of bars: calls that reduce gradients in a step, for falling bucket sizes. Everything in one bucket is "
+        "one call; the smaller the bucket, the more calls, in stage 2 as in stage 3."
     )
     figure, axis = new_figure(height=2.8, alt=alt)
     for offset, (stage, color) in zip((-0.2, 0.2), (("ZeRO-2", "blue"), ("ZeRO-3", "orange")), strict=True):
@@ -125,7 +132,7 @@ def rates(curves: Mapping[str, Sequence[float]]) -> Figure:
     styles = (("-", 8, "#D5D5D5"), ("--", 2, COLORS["blue"]), ("-", 2.2, COLORS["red"]))
     for (name, values), (style, width, color) in zip(curves.items(), styles, strict=True):
         axis.plot(range(1, len(values) + 1), values, style, linewidth=width, color=color, label=name)
-    axis.set(xlabel="optimizer step", ylabel="learning rate", title="A schedule that two of you step")
+    axis.set(xlabel="optimizer step", ylabel="learning rate", title="One schedule, stepped once and stepped twice")
     axis.legend(fontsize=10)
     return figure
 
@@ -138,8 +145,8 @@ def volumes(parts: Mapping[str, Mapping[str, float]]) -> Figure:
     """
     alt = (
         "Stacked bars of what a step moves, in model sizes. Data parallel two; ZeRO-1 and ZeRO-2 of DeepSpeed three, "
-        "an all-reduce and an all-gather; FSDP two or three, depending on whether it reshards; ZeRO-3 two with "
-        "everything kept after the forward pass, more when it is gathered again."
+        "an all-reduce and an all-gather; ZeRO-3 and FSDP2 two where weights are kept after the forward pass, a "
+        "reduce-scatter and an all-gather; FSDP2 three where they are freed and gathered again, ZeRO-3 more than that."
     )
     figure, axis = new_figure(height=0.9 + 0.36 * len(parts), alt=alt)
     colors = {"all-reduce": COLORS["orange"], "reduce-scatter": COLORS["sky"], "all-gather": COLORS["blue"]}
@@ -198,9 +205,11 @@ def by_size(plans: Mapping[str, Mapping[str, Any]]) -> Figure:
     from matplotlib.patches import Rectangle
 
     alt = (
-        "A grid of models by strategies on eight GPUs. Small models fit everywhere, and the fastest way is one that "
-        "moves least; the larger the model, the fewer columns are green, from data parallel on the left to full "
-        "offloading on the right."
+        "A grid of models, small ones on top, by strategies on eight GPUs, from data parallel on the left to "
+        "offloading on the right. The smallest models are green in every column; the larger the model, the more "
+        "columns turn red, from the left; the largest is green in the offloading columns only. Frames, the fastest "
+        "that fit, lie on data parallel where it fits, on ZeRO-3 and FSDP2 where they fit, and on optimizer "
+        "offloading for the largest model; never on ZeRO-1 or 2."
     )
     models, ways = list(plans), list(next(iter(plans.values())))
     figure, axis = new_figure(height=0.9 + 0.46 * len(models), alt=alt)
@@ -226,5 +235,6 @@ def by_size(plans: Mapping[str, Mapping[str, Any]]) -> Figure:
     axis.grid(visible=False)
     for side in axis.spines.values():
         side.set_visible(False)
-    axis.set_title("GiB on a GPU; green: fits; frame: fastest that fits", fontsize=12)
+    has = found[ways[0]].limit / 2**30
+    axis.set_title(f"GiB on a GPU, which has {has:.1f}; green: fits; frame: fastest that fits", fontsize=12)
     return figure

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ LARGER = {  # on 8 GPUs
     "gradient_accumulation_steps": 4,
     "gradient_clipping": 1.0,
     "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
     "bf16": {"enabled": True},
     "zero_optimization": {
         "stage": 3,
@@ -139,6 +141,45 @@ def example(source: str) -> dict[str, Any]:
     return {"batch": batch, "targets": [reference.count_targets(part) for part in parts]}
 
 
+def first_norm(seed: int = 0, source: str = "local") -> float:
+    """Euclidean norm of the reference's gradient in its first step, in one process."""
+    model, batch = reference.new_model(seed), reference.global_batches(1, seed=seed, source=source)[0]
+    (reference.summed_loss(model, batch) / reference.count_targets(batch)).backward()
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+
+
+def fill_in(hidden_size: int) -> dict[str, Any]:
+    """``deepspeed_hf.auto_config(3)`` as the Trainer's code resolves it for a model of this width; nothing is trained.
+
+    Source: transformers 5.23, ``HfTrainerDeepSpeedConfig``: ``TrainingArguments`` calls its ``trainer_config_process``,
+    ``Trainer.train`` its ``trainer_config_finalize``.
+    """
+    from course_utils.parallel import deepspeed_hf
+
+    deepspeed_runs.begin()
+    with deepspeed_hf.deepspeed_considered(), TemporaryDirectory() as folder:
+        args = deepspeed_hf.training_arguments(folder, 1, 1, deepspeed_hf.auto_config(3))
+        model = reference.new_model(hidden_size=hidden_size)
+        args.hf_deepspeed_config.trainer_config_finalize(args, model, 1)
+        return args.hf_deepspeed_config.config
+
+
+def loss_of_own(folder: str, source: str = "local", seed: int = 0, count: int = 3) -> list[tuple[str, float, float]]:
+    """Sentences of this project, and the loss per token (nats) that a new model and the one in ``folder`` give them."""
+    from transformers import AutoModelForCausalLM
+
+    from course_utils.data.own_text import own_sentences
+
+    texts, found = own_sentences()[:count], []
+    models = reference.new_model(seed).eval(), AutoModelForCausalLM.from_pretrained(folder).eval()
+    for text, ids in zip(texts, reference.encode(texts, source), strict=True):
+        row = torch.tensor([ids])
+        with torch.no_grad():
+            before, after = (model(input_ids=row, labels=row).loss.item() for model in models)
+        found.append((text, before, after))
+    return found
+
+
 def farthest(first: list[float], second: list[float]) -> float:
     """The largest difference of two lists of numbers, place by place."""
     return (torch.tensor(first) - torch.tensor(second)).abs().max().item()
@@ -162,7 +203,8 @@ def planned(stage: int, ranks: int = 2) -> dict[str, int]:
     from course_utils.models.configs import shape_of_config
 
     shape = shape_of_config(reference.new_model().config)
-    spec = Spec(model=shape, strategy=f"zero{stage}", gpus_per_node=ranks, precision="fp32", accumulation=2)
+    strategy = f"zero{stage}" if stage else "ddp"
+    spec = Spec(model=shape, strategy=strategy, gpus_per_node=ranks, precision="fp32", accumulation=2)
     count = memory.parameters(spec, shape)
     return {
         "parameters": memory.weights(spec, count),
@@ -173,7 +215,7 @@ def planned(stage: int, ranks: int = 2) -> dict[str, int]:
 
 
 def on_eight(model: str) -> dict[str, Plan]:
-    """Every strategy of the planner for ``model`` on 8 GPUs of 80 GiB: name -> plan."""
+    """Every strategy of the planner for ``model`` on 8 GPUs sold as 80 GB: name -> plan."""
     from course_utils.launch.planner.plan import strategies
     from course_utils.launch.spec import Spec
 
@@ -193,9 +235,9 @@ WAYS = {
     "ZeRO-2": "ZeRO-2",
     "ZeRO-3": "ZeRO-3",
     "FSDP2": "FSDP2",
-    "ZeRO-3\n+ optimizer off": "ZeRO-3 + optimizer offload",
-    "ZeRO-3\n+ all off": "ZeRO-3 + offload",
-    "FSDP2\n+ all off": "FSDP2 + offload",
+    "ZeRO-3\noptimizer\noffloaded": "ZeRO-3 + optimizer offload",
+    "ZeRO-3\nall\noffloaded": "ZeRO-3 + offload",
+    "FSDP2\nall\noffloaded": "FSDP2 + offload",
 }
 MODELS = (
     "Qwen/Qwen3-0.6B",
@@ -208,7 +250,7 @@ MODELS = (
 
 
 def plans_by_size() -> dict[str, dict[str, Plan]]:
-    """Model -> way (``WAYS``) -> plan on 8 GPUs of 80 GiB."""
+    """Model -> way (``WAYS``) -> plan (``on_eight``)."""
     found = {}
     for model in MODELS:
         plans = on_eight(model)

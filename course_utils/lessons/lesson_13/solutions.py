@@ -76,7 +76,7 @@ def solution_5(run):
         "bf16": {"enabled": run["bf16"]},
         "zero_optimization": zero,
     }
-    if run["own_optimizer"]:
+    if run["torch_optimizer"]:
         config["zero_allow_untested_optimizer"] = True
         if run["offload"] != "none":
             config["zero_force_ds_cpu_optimizer"] = False

@@ -14,7 +14,7 @@ class Broken(NamedTuple):
     tools: tuple[str, ...]
 
 
-# 15.1: weights stay gathered after the forward pass, on two machines that hold a sharded copy each
+# 15.4: weights stay gathered after the forward pass, on two machines that hold a sharded copy each
 ACCELERATE = Broken(
     asked={
         "model": "Qwen/Qwen3-0.6B",
@@ -46,7 +46,7 @@ ACCELERATE = Broken(
     },
     tools=("accelerate.sh", "accelerate.yaml"),
 )
-# 15.2: everything waits in host memory, activations are recomputed
+# 15.5: everything waits in host memory, activations are recomputed
 FSDP = Broken(
     asked={"model": "Qwen/Qwen3-0.6B", "strategy": "fsdp2", "offload": "all", "checkpointing": True},
     file="fsdp.json",
@@ -62,7 +62,7 @@ FSDP = Broken(
     },
     tools=("torchrun.sh", "fsdp.json"),
 )
-# 15.3: 4 sequences x 2 passes x 16 ranks, the optimizer's state in host memory
+# 15.6: 4 sequences x 2 passes x 16 ranks, the optimizer's state in host memory
 DEEPSPEED = Broken(
     asked={
         "model": "Qwen/Qwen3-0.6B",

@@ -1,164 +1,86 @@
-"""Exercises of lesson 15: three configurations that are silently ignored, a plan for a 7B model, a node's command.
-
-A repaired configuration is judged as the lesson judges its own files: it is put into a folder of launch files, and the
-tool it is for says what it makes of it (``course_utils.launch.check.launchers``).
-"""
+"""Exercises 1 to 3 of lesson 15: what a step waits for, a plan for a 7B model, a machine's command."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
-import json
 import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from course_utils.lessons.lesson_15.broken_configs import ACCELERATE, DEEPSPEED, FSDP, Broken
-from course_utils.teach.exercise import Wrong, exercise
+from course_utils.lessons.lesson_15 import exercises_config, exercises_run  # noqa: F401 - they register 15.4 to 15.8
+from course_utils.lessons.lesson_15.fast_plans import best_tokens_per_second, slow_because
+from course_utils.teach.exercise import Wrong, ask, exercise
 
-# What a row that differs tells the learner; the others speak for themselves.
-HINTS = {
-    "world size": "num_processes counts all machines' processes, not those of one machine.",
-    "processes per node": "num_processes counts all machines' processes, not those of one machine.",
-    "reshard after forward": "FSDP2 does not read fsdp_sharding_strategy. It asks one yes-or-no question: "
-    "fsdp_reshard_after_forward.",
-    "wrapped classes": "accelerate splits one string at its commas. A list arrives as its text, brackets and all.",
-    "replicate x shard x tensor x context": "Keys of parallelism_config keep their whole name: "
-    "parallelism_config_dp_shard_size. Without the prefix each size is silently 1.",
-    "offload": "TrainingArguments strips a leading fsdp_ and then looks for cpu_offload. offload_params is "
-    "accelerate's own name.",
-    "activations recomputed by": "The key is activation_checkpointing; any other spelling is accepted and not read.",
-    "train_batch_size": "train_batch_size = micro-batch x accumulation x ranks, here 4 x 2 x 16.",
-    "accumulation": "The run makes 2 forward passes per optimizer step.",
-    "contradicts deepspeed.json": "The run's flags say 4 sequences and 2 passes: train_batch_size = micro-batch x "
-    "accumulation x ranks, here 4 x 2 x 16.",
-    '"auto" values': '"auto" is filled in only by the Hugging Face integration. Write the number: the Trainer clips at '
-    "1.0.",
-    "optimizer and parameters offloaded to": "offload_optimizer belongs inside zero_optimization; at top level nobody "
-    "reads it.",
-}
-
-
-def _repaired(broken: Broken, answer: Callable[[dict[str, Any]], Any]) -> None:
-    """Judge ``answer(config)`` by what the tool makes of the file; raises ``Wrong`` for the first row that differs."""
-    config = answer(copy.deepcopy(broken.written))
-    if not isinstance(config, dict):
-        raise Wrong(
-            given=f"the {broken.file} of the exercise",
-            expected="the repaired configuration as a dict",
-            got=type(config).__name__,
-            hint="Change what is wrong in config and return it.",
-        )
-    rows = [row for row in _resolve(broken, config) if row.file in broken.tools]
-    # A key in the wrong place and a sum that is wrong come first: they explain the rows that follow from them.
-    different = sorted((row for row in rows if not row.same), key=lambda row: row.field not in HINTS)
-    if different:
-        row = different[0]
-        detail = f" It says: {row.resolved}" if row.field == "can be resolved" else ""
-        hint = HINTS.get(row.field, f"Compare {row.field!r} with what is asked.{detail}")
-        raise Wrong(
-            given=f"{broken.file}, read by the tool it is for",
-            expected=f"{row.field}: {row.asked!r}",
-            got=repr(row.resolved)[:300],
-            hint=hint,
-        )
-
-
-def _resolve(broken: Broken, config: dict[str, Any]) -> list[Any]:
-    from course_utils.launch import Spec, write
-    from course_utils.launch.check import launchers
-    from course_utils.launch.spec.settings import accelerate_config
-
-    spec = Spec(**broken.asked)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-        folder = Path(scratch, "launch")
-        write(spec, folder)
-        if broken.file == "accelerate.yaml":  # what the exercise does not speak of is as it should be
-            config = {"machine_rank": 0, "debug": accelerate_config(spec)["debug"]} | config
-        (folder / broken.file).write_text(json.dumps(config, default=str))  # JSON is YAML
-        return launchers.rows(spec, folder)
+# 15.1: 3 micro-batches, 0.4 s forward and 0.8 s backward each; adding up all gradients takes 1.0 s, gathering 0.5 s.
+WAITS = {"once": 0.2, "each batch": 0.6, "one micro-batch": 0.0, "once, then gather": 0.7}
 
 
 @exercise(
     "15.1",
-    "an accelerate YAML that does what it says",
+    "seconds of waiting",
     hints=(
-        "Four things are wrong: the number of processes, FSDP2's word for keeping weights gathered, the type of "
-        "fsdp_transformer_layer_cls_to_wrap, and the names inside parallelism_config.",
+        "Draw two lanes as in the figure of section 3. When is a micro-batch's gradient ready, and what is computed "
+        "from then on?",
+        "Take the backward pass behind which the sum can hide, subtract its seconds from those of the sum, and count "
+        "how often that happens in a step. What hides behind nothing is waited for in full.",
     ),
+    kind="predict",
 )
-def check_accelerate(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """``answer(config)`` returns the repaired ``ACCELERATE.written``."""
-    _repaired(ACCELERATE, answer)
+def check_waits(answer: Any) -> None:
+    """``answer`` maps the four situations of ``WAITS`` to seconds."""
+    given = "3 micro-batches, 0.4 s forward and 0.8 s backward each; a sum of all gradients takes 1.0 s"
+    if not isinstance(answer, dict) or WAITS.keys() - answer.keys():
+        names = ", ".join(map(repr, WAITS))
+        raise Wrong(given=given, expected=f"seconds under {names}", got=repr(answer)[:200], hint="Give four numbers.")
+    backward = "Gradients are complete in the last backward pass only: what came before cannot hide their sum."
+    hints = {
+        ("once", 0.0): backward,
+        ("once", 1.0): "Part of the sum hides: buckets are sent while the last backward pass still computes.",
+        ("once", 0.6): "It is one sum in a step, not one per micro-batch.",
+        ("each batch", 0.2): "There is a sum in every micro-batch, and each sticks out behind its own backward pass.",
+        ("each batch", 0.0): backward,
+        ("each batch", 3.0): "Each sum hides in part behind its backward pass.",
+        ("one micro-batch", 0.2): "One micro-batch of three times the sequences: its backward pass takes longer.",
+        ("one micro-batch", 0.6): "One micro-batch of three times the sequences: its backward pass takes longer.",
+        ("once, then gather", 0.2): "Weights are gathered after the update, when nothing is computed.",
+        ("once, then gather", 0.5): "The sum sticks out as before; the gathering comes on top.",
+    }
+    for name, seconds in WAITS.items():
+        got = answer[name]
+        is_number = isinstance(got, int | float) and not isinstance(got, bool)
+        if not is_number or abs(got - seconds) > 0.01:
+            usual = "What is computed from the moment on at which this can be sent?"
+            hint = hints.get((name, round(got, 2)) if is_number else None, usual)
+            raise Wrong(given=f"{given}; {name}", expected="seconds of waiting", got=repr(got), hint=hint)
+
+
+# 15.2: the run, and what the learner decides
+SEVEN_B = {
+    "model": "meta-llama/Llama-2-7b-hf",
+    "nodes": 2,
+    "gpus_per_node": 8,
+    "gpu": "A100-80GB",
+    "network": 12.5,
+    "sequence_length": 4096,
+    "global_batch": 128,
+    "precision": "bf16",
+}
+CHOICES = ("strategy", "replicas", "offload", "reshard_after_forward", "micro_batch", "checkpointing")
+NEAR_ENOUGH = 0.97  # of the best tokens/s: below that the planner's assumptions do not tell two plans apart
 
 
 @exercise(
     "15.2",
-    "an fsdp_config that TrainingArguments reads",
+    "a 7B model on two machines with a slow network",
     hints=(
-        "TrainingArguments strips a leading fsdp_, and what is left must be one of its own names. "
-        "Two keys of the eight "
-        "are not: section 9 shows one of them, a typing error made the other.",
+        "Ask the planner: strategies(Spec(**SEVEN_B)) lists what fits, the fastest first. What does the best of them "
+        "still wait for, and over which link?",
+        "Print plan(...).speed.exposed and .total for a few micro-batches, with and without replicas=2 and "
+        "checkpointing. Memory that is free can be spent on fewer, longer micro-batches.",
     ),
-)
-def check_fsdp(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """``answer(config)`` returns the repaired ``FSDP.written``."""
-    _repaired(FSDP, answer)
-
-
-@exercise(
-    "15.3",
-    "a DeepSpeed JSON that multiplies out",
-    hints=(
-        "train_batch_size must be micro-batch x accumulation x ranks and agree with the run's "
-        "flags. offload_optimizer has "
-        'a place of its own, and "auto" is a number that somebody must know.',
-    ),
-)
-def check_deepspeed(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """``answer(config)`` returns the repaired ``DEEPSPEED.written``."""
-    _repaired(DEEPSPEED, answer)
-
-
-# 15.4: the run, and what the learner decides
-SEVEN_B = {
-    "model": "meta-llama/Llama-2-7b-hf",
-    "nodes": 1,
-    "gpus_per_node": 8,
-    "gpu": "A100-80GB",
-    "sequence_length": 8192,
-    "global_batch": 128,
-    "precision": "bf16",
-}
-CHOICES = ("strategy", "offload", "reshard_after_forward", "micro_batch", "checkpointing")
-NEAR_ENOUGH = 0.97  # of the best tokens/s: below that the planner's assumptions do not tell two plans apart
-
-
-def best_tokens_per_second() -> float:
-    """The fastest plan that fits, over all choices the exercise allows."""
-    from course_utils.launch import Spec, strategies
-
-    base = Spec(**SEVEN_B)
-    plans = [
-        one
-        for checkpointing in (False, True)
-        for micro_batch in (1, 2, 4, 8, 16)
-        for one in strategies(base.but(checkpointing=checkpointing, micro_batch=micro_batch))
-    ]
-    return max(one.speed.tokens_per_second for one in plans if one.fits)
-
-
-@exercise(
-    "15.4",
-    "a 7B model on 8 x 80 GB",
-    hints=(
-        "Ask the planner: strategies(Spec(**SEVEN_B)) lists what fits, the fastest first. Then ask again with "
-        "checkpointing=True and larger micro-batches, and think about what each of them costs in time.",
-    ),
+    kind="vary",
 )
 def check_seven_b(answer: Callable[[], dict[str, Any]]) -> None:
     """``answer()`` returns fields of a spec out of ``CHOICES``."""
@@ -166,61 +88,47 @@ def check_seven_b(answer: Callable[[], dict[str, Any]]) -> None:
     from course_utils.launch.planner.plan import plan
     from course_utils.launch.planner.report import verdict
 
-    fields = answer()
-    given, expected = "Llama-2-7b on 8 x A100-80GB, 128 sequences of 8192 tokens a step", "fields of a spec that fits"
+    given = "Llama-2-7b on 2 x 8 A100-80GB over 12.5 GB/s, 128 sequences of 4,096 tokens a step"
+    expected = "fields of a spec that fits and is fast"
+    fields = ask(answer, given=given, expected=expected)
     if not isinstance(fields, dict) or set(fields) - set(CHOICES):
-        raise Wrong(
-            given=given,
-            expected=f"a dict with some of {CHOICES}",
-            got=repr(fields),
-            hint="The rest of the run is fixed.",
-        )
+        wanted = f"a dict with some of {CHOICES}"
+        raise Wrong(given=given, expected=wanted, got=repr(fields)[:200], hint="The rest of the run is fixed.")
     try:
         found = plan(Spec(**SEVEN_B | fields))
     except SpecError as error:
         raise Wrong(given=given, expected=expected, got=str(error), hint="The spec itself is refused.") from None
     if not found.fits:
-        raise Wrong(
-            given=given, expected=expected, got=verdict(found), hint="It does not fit: the verdict says what may."
-        )
-    best = best_tokens_per_second()
+        hint = "It does not fit: the verdict says what may."
+        raise Wrong(given=given, expected=expected, got=verdict(found), hint=hint)
+    best = best_tokens_per_second(SEVEN_B)
     if found.speed.tokens_per_second < NEAR_ENOUGH * best:
-        raise Wrong(
-            given=given,
-            expected=f"at least {NEAR_ENOUGH:.0%} of {best:,.0f} tokens/s",
-            got=f"{found.speed.tokens_per_second:,.0f} tokens/s",
-            hint=_slow(found),
-        )
-
-
-def _slow(found: Any) -> str:
-    spec = found.spec
-    if spec.offload != "none":
-        return "It fits, but the GPUs wait for host memory. Offload is for what fits in no other way."
-    if spec.checkpointing:
-        return "It fits with room to spare, and every forward pass runs twice. Is recomputation needed?"
-    return "It fits, but it communicates more than others that fit."
+        wanted = f"at least {NEAR_ENOUGH:.0%} of {best:,.0f} tokens/s"
+        got = f"{found.speed.tokens_per_second:,.0f} tokens/s, {found.speed.exposed:.1f} s of waiting in each step"
+        raise Wrong(given=given, expected=wanted, got=got, hint=slow_because(found))
 
 
 HOSTS = ("gpu-a", "gpu-b", "gpu-c")
 
 
 @exercise(
-    "15.5",
+    "15.3",
     "the command for machine k",
     hints=(
-        "Everything is the same on each machine except one number. The number of processes is that of one machine; the "
-        "address and the port are those of machine 0.",
+        "Everything is the same on each machine except one number.",
+        "Five options: how many machines, how many processes on this one, which one this is, and the address and the "
+        "port of machine 0. `torchrun --help` spells them.",
     ),
 )
 def check_command(answer: Callable[[tuple[str, ...], int, int, int], list[str]]) -> None:
     """``answer(hosts, gpus, k, port)`` returns the words of machine ``k``'s torchrun command, up to its program."""
     for hosts, gpus, k, port in ((HOSTS, 8, 2, 29500), (HOSTS, 4, 0, 29511), (HOSTS[:2], 8, 1, 29500)):
-        _check_one_command(answer(hosts, gpus, k, port), hosts, gpus, k, port)
+        given = f"machine {k} of {', '.join(hosts)}; {gpus} GPUs each; port {port}"
+        words = ask(answer, hosts, gpus, k, port, given=given, expected="['torchrun', ...]")
+        _check_one_command(words, given, hosts, gpus, k, port)
 
 
-def _check_one_command(words: Any, hosts: tuple[str, ...], gpus: int, k: int, port: int) -> None:
-    given = f"machine {k} of {', '.join(hosts)}; {gpus} GPUs each; port {port}"
+def _check_one_command(words: Any, given: str, hosts: tuple[str, ...], gpus: int, k: int, port: int) -> None:
     if not isinstance(words, list) or words[:1] != ["torchrun"] or not all(isinstance(word, str) for word in words):
         raise Wrong(
             given=given,

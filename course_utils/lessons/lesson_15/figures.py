@@ -1,12 +1,13 @@
-"""Figures of lesson 15: what lies on each GPU under every strategy, and how it changes during a step, and
-what a step's time is spent on."""
+"""Charts of lesson 15: memory under every strategy and during a step, what a step's time is spent on, its overlap."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from course_utils.launch.planner import memory, speed
 from course_utils.launch.planner.memory import GIB
+from course_utils.lessons.lesson_15.diagrams import collectives, flow, rendezvous, requeue, sharding
 from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from course_utils.launch.planner.plan import Plan
+
+__all__ = [
+    "collectives", "flow", "overlap", "rendezvous", "requeue", "sharding",
+    "step_memory", "step_times", "strategy_memory",
+]  # fmt: skip
 
 # What is drawn as one colour: the planner's components, from what must be there to what a smaller batch would save.
 GROUPS = {
@@ -61,28 +67,41 @@ def _draw_limit(axis: Axes, limit: float, where: str) -> None:
 
 
 def strategy_memory(plans: Sequence[Plan]) -> Figure:
-    """Stacked memory of one GPU at its tightest moment, one bar per strategy, with the GPU's limit.
+    """Stacked memory of one GPU at its tightest moment, one bar per strategy, the GPU's limit, and what stays free.
 
     Args:
         plans: of one run on one kind of GPU, as ``course_utils.launch.planner.plan.strategies`` returns them.
     """
-    figure, axis = new_figure(height=0.42 * len(plans) + 1.9)
+    alt = (
+        "Stacked memory of one GPU when it is tightest, a bar per strategy, with the GPU's limit as a dashed line. A "
+        "thin line from a bar's end to the limit is what stays free, in GiB at the right; bars beyond the limit say "
+        "by how much. Sharding shrinks the states; activations and logits stay."
+    )
+    figure, axis = new_figure(height=0.42 * len(plans) + 1.9, alt=alt)
     _stack(axis, [one.name for one in plans], [one.memory for one in plans])
     limit = plans[0].limit / GIB
     _draw_limit(axis, limit, "top")
-    widest = max(one.total for one in plans) / GIB
+    widest = max([limit, *(one.total / GIB for one in plans)])
     for row, one in enumerate(plans):
-        text = f" {one.total / GIB:.0f}" + ("" if one.fits else " - too much")
-        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the limit's line may run behind the number
-        axis.text(one.total / GIB, row, text, va="center", fontsize=10.5, bbox=paper)
-    axis.set(xlim=(0, max(widest * 1.3, limit * 1.1)), xlabel="memory of one GPU when it is tightest (GiB)")
+        total = one.total / GIB
+        if total <= limit:
+            axis.hlines(row, total, limit, color=COLORS["green"], linewidth=1.4)
+        text = f"{limit - total:.0f} free" if total <= limit else f"{total - limit:.0f} too much"
+        color = "#333333" if total <= limit else COLORS["red"]
+        axis.text(max(total, limit) + 0.015 * widest, row, text, va="center", fontsize=10.5, color=color)
+    axis.set(xlim=(0, widest * 1.24), xlabel="memory of one GPU when it is tightest (GiB)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10.5)
     return figure
 
 
 def step_memory(one: Plan) -> Figure:
     """The same stack at the four moments of a step: activations go while gradients come."""
-    figure, axis = new_figure(height=3.6)
+    alt = (
+        "Stacked memory of one GPU at four moments of a step, with the GPU's limit. It is largest when the loss is "
+        "differentiated, with all activations and the logits, shrinks as the backward pass frees activations and "
+        "gradients come, and is smallest at the optimizer's update."
+    )
+    figure, axis = new_figure(height=3.6, alt=alt)
     moments = {"loss": "loss is differentiated", "last layer": "backward: last layer"}
     moments |= {"first layer": "backward: first layer", "step": "optimizer step"}
     _stack(axis, [moments[moment] for moment in one.moments], list(one.moments.values()))
@@ -100,7 +119,12 @@ def step_times(panels: Mapping[str, Sequence[Plan]]) -> Figure:
         panels: title -> plans, in the same order in every panel.
     """
     count = max(map(len, panels.values()))
-    figure, axes = new_figure(1, len(panels), height=1.7 + 0.36 * count, sharey=True, squeeze=False)
+    alt = (
+        "Time of an optimizer step, a panel per network and a bar per strategy: computing, the same for all, then "
+        "waiting. On the fast network only DDP and, a little, ZeRO-1 and ZeRO-2 wait. On the slow one waiting is most "
+        "of every bar except FSDP2 with two replicas, for which it is a third."
+    )
+    figure, axes = new_figure(1, len(panels), alt=alt, height=1.7 + 0.36 * count, sharey=True, squeeze=False)
     longest = max(plan.speed.step for plans in panels.values() for plan in plans)
     parts = [part for part in PARTS if any(getattr(p.speed, part[0]) for plans in panels.values() for p in plans)]
     for axis, (title, plans) in zip(axes.flat, panels.items(), strict=True):
@@ -120,3 +144,54 @@ def step_times(panels: Mapping[str, Sequence[Plan]]) -> Figure:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=10)
     return figure
+
+
+def overlap(plans: Sequence[Plan]) -> Figure:
+    """One step over time: what a GPU computes, what it sends meanwhile, and where it waits; two lanes per plan.
+
+    Micro-batches run one after the other; a pass ends when both its computing and its communication have ended.
+    """
+    alt = (
+        "For each plan two lanes over time. The upper lane: forward and backward passes of the micro-batches, with "
+        "gaps where the GPU waits; the lower lane: what is sent. Gradients that are reduced once are sent during the "
+        "last backward pass only, and stick out behind it; reduced in every micro-batch they stick out each time. "
+        "ZeRO-1 then also waits for the updated weights."
+    )
+    figure, axes = new_figure(len(plans), 1, height=1.15, alt=alt, sharex=True, squeeze=False)
+    looks = {"forward": COLORS["sky"], "backward": COLORS["blue"], "sends": COLORS["orange"]}
+    for axis, one in zip(axes.flat, plans, strict=True):
+        end = 0.0
+        for name, computing, sending in _passes(one):
+            if computing:
+                color = looks["forward" if name == "forward" else "backward"]
+                axis.barh(1, computing, left=end, height=0.74, color=color, edgecolor="white", linewidth=0.8)
+            axis.barh(0, sending, left=end, height=0.74, color=looks["sends"], edgecolor="white", linewidth=0.8)
+            if sending > computing:
+                wait = sending - computing
+                look = {"color": "white", "edgecolor": COLORS["red"], "hatch": "////", "linewidth": 0.8}
+                axis.barh(1, wait, left=end + computing, height=0.74, **look)
+            end += max(computing, sending)
+        axis.set_yticks((0, 1), ("sends", "computes"))
+        axis.set_title(f"{one.name}: {end:.1f} s", fontsize=11.5)
+        axis.grid(axis="y", visible=False)
+    axes.flat[-1].set_xlabel("seconds of one optimizer step")
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=color, label=name) for name, color in looks.items()]
+    handles.append(Patch(facecolor="white", edgecolor=COLORS["red"], hatch="////", label="waits"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10)
+    return figure
+
+
+def _passes(one: Plan) -> list[tuple[str, float, float]]:
+    """(window, seconds of computing, seconds of sending) of every pass of a step, in the order in which they run."""
+    found = speed.windows(one.spec, one.shape, memory.parameters(one.spec, one.shape), one.reduction)
+    g = one.spec.accumulation_steps
+    passes = []
+    for index in range(g):
+        forward = found["forward"]
+        passes.append(("forward", forward.compute / g, forward.communication / g))
+        window = found["last backward" if index == g - 1 else "backward"]
+        share = 1 if index == g - 1 else g - 1
+        passes.append(("backward", window.compute / share, window.communication / share))
+    return [*passes, ("update", 0.0, found["update"].communication)]

@@ -13,7 +13,8 @@ from nbformat.v4 import new_output
 
 from course_utils.authoring import build
 from course_utils.authoring.decks import build as slides
-from course_utils.authoring.decks.export import mathml
+from course_utils.authoring.decks import deck as deck_ground
+from course_utils.authoring.decks.export import LOOK_SECONDS, mathml
 from tests.authoring.decks.throwaway_deck import NUM_SLIDES, RISE, code, deck, save, slide
 
 DECKS = sorted(slides.DECKS.glob("[0-9][0-9]_*.ipynb"))
@@ -73,7 +74,27 @@ def test_index_lists_decks_built_earlier_too(tmp_path, capsys):
     index = (tmp_path / "html" / "index.html").read_text()
     assert re.findall(r'href="(\d.*?)"', index) == ["01_one.html", "02_two.html"]
     assert f"{NUM_SLIDES} slides" in index
+    assert deck_ground.course_name() in index
     assert f"02_two.html: {NUM_SLIDES} slides" in capsys.readouterr().out
+
+
+def test_index_leads_to_the_lessons(tmp_path):
+    out = tmp_path / "html"
+    built = slides.build_deck(save(deck(), tmp_path, "01_training_loop"), out)
+    index = slides.write_index([built], out).read_text()
+    (lesson,) = re.findall(r'href="([^"]*)">lesson<', index)
+    assert (out / lesson).resolve() == deck_ground.NOTEBOOKS / "01_training_loop.ipynb"
+    index = slides.write_index([built], out, {"01_training_loop": "../lessons/01_training_loop.html"}).read_text()
+    assert re.findall(r'href="([^"]*)">lesson<', index) == ["../lessons/01_training_loop.html"]
+
+
+def test_a_slide_is_timed_by_its_notes(page, tmp_path):
+    spoken = slide("word " * 65, "notes")
+    cells = (slide("## Much to say"), spoken, slide("Then this. " * 65, "notes"))
+    longer = slides.build_deck(save(deck(*cells), tmp_path), tmp_path)
+    timings = [int(n) for n in re.findall(r'<section[^>]* data-timing="(\d+)"', longer.path.read_text())]
+    assert timings[-1] == LOOK_SECONDS + 90, "65 and 130 words at 130 a minute"
+    assert len(timings) == NUM_SLIDES and longer.minutes == round(sum(timings) / 60)
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------------

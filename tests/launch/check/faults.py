@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+PASSED_ON = '  "${@//[$]/$dollars}"'  # what follows the script's name
+
 
 def edit(folder: Path, name: str, old: str, new: str) -> None:
     text = (folder / name).read_text()
@@ -175,7 +177,7 @@ FAULTS = {
     ),
     "a flag twice": (
         {"strategy": "ddp"},
-        lambda f: edit(f, "torchrun.sh", '  "$@"', '  --max_steps=5 "$@"'),
+        lambda f: edit(f, "torchrun.sh", PASSED_ON, f"  --max_steps=5{PASSED_ON}"),
         ("torchrun.sh", "optimizer steps"),
     ),
     "another output folder": (
@@ -195,7 +197,7 @@ FAULTS = {
     ),
     "another task, behind the right one": (
         {"strategy": "zero1"},
-        lambda f: edit(f, "accelerate.sh", '  "$@"', '  --task classification "$@"'),
+        lambda f: edit(f, "accelerate.sh", PASSED_ON, f"  --task classification{PASSED_ON}"),
         ("accelerate.sh", "task"),
     ),
     "a task that was not asked for": (

@@ -13,6 +13,7 @@ import yaml
 
 from course_utils.launch.check import cloud as check_cloud
 from course_utils.launch.check import stand_ins
+from course_utils.launch.check.launchers import arriving
 from course_utils.launch.files import cloud
 from course_utils.launch.files.write import render, write
 from course_utils.launch.spec import Spec
@@ -80,7 +81,7 @@ def test_one_set_of_arguments(written):
     machines = json.dumps([str(number) for number in range(spec.nodes)])
     ranks = {"SM_HOSTS": machines, "WORLD_SIZE": str(spec.world_size), "SM_MODEL_DIR": str(folder), "RANK": "1"}
     entry = stand_ins.record(folder / "sagemaker_entry.py", environment=ranks)["program"]["arguments"]
-    torchrun = check_cloud.resolve(folder / "torchrun.sh").arguments
+    torchrun = arriving(check_cloud.resolve(folder / "torchrun.sh").arguments)
 
     def plain(words):
         return [re.sub("^--output_dir=.*", "--output_dir", word) for word in words]

@@ -90,23 +90,39 @@ def in_ddp(model, ids, strategy, precision):
 
 def in_fsdp(model, ids, strategy, precision):
     """As accelerate shards: a bf16 policy over fp32 weights; and what ``no_sync`` lets wait."""
+    import copy
+
     import torch
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     low = torch.bfloat16 if precision == "bf16" else None
-    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=low)
-    for layer in model.model.layers:
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    again = copy.deepcopy(model)
+    model = _sharded(model, low, low)
     optimizer = torch.optim.AdamW(model.parameters())
     gradients = _train(model, optimizer, ids, "policy")
     optimizer.zero_grad()
-    model.set_requires_gradient_sync(False)  # what no_sync does
-    model(input_ids=ids, labels=ids).loss.backward()
-    groups = [m._get_fsdp_state()._fsdp_param_group for m in model.modules() if hasattr(m, "_get_fsdp_state")]
-    waiting = size(_waiting(parameter) for group in groups for parameter in group.fsdp_params)
     found = {"gradients": gradients, "weights": size(model.parameters()), "optimizer": size(moments(optimizer))}
-    return found | {"wrapper": type(model).__name__, "unsharded gradients": waiting}
+    found |= {"wrapper": type(model).__name__, "unsharded gradients": _unsharded(model, ids)}
+    if low is not None:
+        found["unsharded gradients, fp32 reduction"] = _unsharded(_sharded(again, low, torch.float32), ids)
+    return found
+
+
+def _sharded(model, low, reduced):
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=reduced)
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy)
+    return fully_shard(model, mp_policy=policy)
+
+
+def _unsharded(model, ids):
+    """Bytes of whole gradients after two backward passes without a reduction."""
+    model.set_requires_gradient_sync(False)  # what no_sync does
+    for _ in range(2):
+        model(input_ids=ids, labels=ids).loss.backward()
+    groups = [m._get_fsdp_state()._fsdp_param_group for m in model.modules() if hasattr(m, "_get_fsdp_state")]
+    return size(_waiting(parameter) for group in groups for parameter in group.fsdp_params)
 
 
 def _waiting(parameter):

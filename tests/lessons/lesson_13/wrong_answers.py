@@ -114,7 +114,7 @@ WRONG = {
         (outer_only, "still auto"),
         (no_ranks, "three numbers multiplied"),
         (overwrites, "leave numbers alone"),
-        (copies_64, "hidden size 64"),
+        (copies_64, "two widths"),
         (lambda config, known: {}, "still be there"),
         (lambda config, known: "auto", "as a dict"),
     ],

@@ -1,6 +1,19 @@
 """Wrong answers to lesson 15's exercises, each with words of the hint it must get."""
 
-from course_utils.lessons.lesson_15.solutions import solution_1, solution_2, solution_3, solution_4, solution_5
+from pathlib import Path
+
+from course_utils.launch import Spec, write
+from course_utils.lessons.lesson_15.exercises_run import ORDER
+from course_utils.lessons.lesson_15.solutions import (
+    solution_1,
+    solution_2,
+    solution_3,
+    solution_4,
+    solution_5,
+    solution_6,
+    solution_7,
+    solution_8,
+)
 
 
 def then(solution, change):
@@ -33,59 +46,141 @@ def offload_outside(config):
 
 
 def but(**changes):
-    return lambda: solution_4() | changes
+    return lambda: solution_2() | changes
 
 
 def instead(old, new):
     """The right command with one word replaced."""
-    return lambda *given: [new if word.startswith(old) else word for word in solution_5(*given)]
+    return lambda *given: [new if word.startswith(old) else word for word in solution_3(*given)]
+
+
+def launched(**changes):
+    """The order's files with some fields changed."""
+
+    def answer(folder):
+        spec = Spec(**ORDER | {"strategy": "fsdp2", "replicas": 2, "micro_batch": 2, "checkpointing": True} | changes)
+        write(spec, folder)
+        return spec
+
+    return answer
+
+
+def edited_afterwards(folder):
+    spec = solution_8(folder)
+    path = Path(folder, "accelerate.yaml")
+    path.write_text(path.read_text().replace("num_processes: 16", "num_processes: 8"))
+    return spec
+
+
+def by_hand(folder):
+    Path(folder).mkdir()
+    Path(folder, "spec.yaml").write_text("model: [1")
+    return folder
+
+
+def without(*causes):
+    """A diagnosis that never sees these causes."""
+    return lambda *given: "fine" if solution_7(*given) in causes else solution_7(*given)
+
+
+def shards_first(asked, run, log):
+    held = max(run["parameters_held"]) > 1.01 * asked["parameters_held"]
+    return "shards" if held else solution_7(asked, run, log)
+
+
+def by_name(asked, run, log):
+    found = solution_7(asked, run, log)
+    return "fine" if found == "shards" and run["strategy"] == asked["strategy"] else found
+
+
+def any_limit(asked, run, log):
+    found = solution_7(asked, run, log)
+    return "time" if found == "fine" and "TIME LIMIT" in log else found
 
 
 WRONG = {
-    "15.1": [
+    "15.4": [
         (lambda config: config, "counts all machines' processes"),
-        (then(solution_1, lambda c: c.update(num_processes=8)), "counts all machines' processes"),
-        (then(solution_1, without_prefix), "keep their whole name"),
-        (then(solution_1, sharding_strategy), "one yes-or-no question"),
+        (then(solution_4, lambda c: c.update(num_processes=8)), "counts all machines' processes"),
+        (then(solution_4, without_prefix), "keep their whole name"),
+        (then(solution_4, sharding_strategy), "one yes-or-no question"),
         (
             then(
-                solution_1, lambda c: c["fsdp_config"].update(fsdp_transformer_layer_cls_to_wrap=["Qwen3DecoderLayer"])
+                solution_4, lambda c: c["fsdp_config"].update(fsdp_transformer_layer_cls_to_wrap=["Qwen3DecoderLayer"])
             ),
             "splits one string",
         ),
         (lambda config: list(config), "return it"),
     ],
-    "15.2": [
-        (then(solution_2, lambda c: c.update(offload_params=c.pop("cpu_offload"))), "looks for cpu_offload"),
-        (then(solution_2, lambda c: c.update(fsdp_offload_params=c.pop("cpu_offload"))), "looks for cpu_offload"),
+    "15.5": [
+        (then(solution_5, lambda c: c.update(offload_params=c.pop("cpu_offload"))), "looks for cpu_offload"),
+        (then(solution_5, lambda c: c.update(fsdp_offload_params=c.pop("cpu_offload"))), "looks for cpu_offload"),
         (
-            then(solution_2, lambda c: c.update(gradient_checkpointing=c.pop("activation_checkpointing"))),
+            then(solution_5, lambda c: c.update(gradient_checkpointing=c.pop("activation_checkpointing"))),
             "any other spelling",
         ),
     ],
-    "15.3": [
-        (then(solution_3, lambda c: c.update(train_batch_size=64)), "micro-batch x accumulation x ranks"),
-        (then(solution_3, lambda c: c.update(gradient_clipping="auto")), "filled in only by the Hugging Face"),
-        (then(solution_3, offload_outside), "inside zero_optimization"),
+    "15.6": [
+        (then(solution_6, lambda c: c.update(train_batch_size=64)), "micro-batch x accumulation x ranks"),
+        (then(solution_6, lambda c: c.update(gradient_clipping="auto")), "filled in only by the Hugging Face"),
+        (then(solution_6, offload_outside), "inside zero_optimization"),
         (
-            then(solution_3, lambda c: c.update(gradient_accumulation_steps=1, train_batch_size=64)),
+            then(solution_6, lambda c: c.update(gradient_accumulation_steps=1, train_batch_size=64)),
             "micro-batch x accumulation x ranks",
         ),
     ],
-    "15.4": [
-        (but(strategy="ddp"), "the verdict says"),
-        (but(micro_batch=8), "the verdict says"),
-        (but(checkpointing=True), "Is recomputation needed"),
-        (but(offload="all"), "in no other way"),
-        (but(micro_batch=3), "refused"),
-        (but(gpus_per_node=16), "The rest of the run is fixed"),
-    ],
-    "15.5": [
+    "15.3": [
         (instead("--node-rank", "--node-rank=0"), "differs from machine to machine"),
         (instead("--nproc-per-node", "--nproc-per-node=24"), "one machine's processes"),
         (instead("--master-addr", "--master-addr=127.0.0.1"), "machine 0"),
         (instead("--node-rank", "--rdzv-backend=c10d"), "static rendezvous"),
         (instead("--nnodes", "--num-nodes=3"), "torchrun --help"),
-        (lambda *given: " ".join(solution_5(*given)), "One word per list entry"),
+        (lambda *given: " ".join(solution_3(*given)), "One word per list entry"),
+    ],
+    "15.1": [
+        (solution_1 | {"once": 0.0}, "last backward pass only"),
+        (solution_1 | {"once": 1.0}, "Part of the sum hides"),
+        (solution_1 | {"each batch": 0.2}, "sticks out behind its own"),
+        (solution_1 | {"one micro-batch": 0.2}, "takes longer"),
+        (solution_1 | {"once, then gather": 0.2}, "when nothing is computed"),
+        (solution_1 | {"once": "0.2"}, "from the moment on"),
+        (solution_1 | {"once": True}, "from the moment on"),
+        ({}, "four numbers"),
+        ([0.2, 0.6, 0.0, 0.7], "four numbers"),
+    ],
+    "15.2": [
+        (lambda: {}, "cross the slow network"),
+        (but(strategy="ddp", replicas=1), "the verdict says"),
+        (but(micro_batch=8), "the verdict says"),
+        (but(checkpointing=True), "Is recomputation needed"),
+        (but(offload="all"), "in no other way"),
+        (but(strategy="zero1", replicas=1, micro_batch=1), "cross the slow network"),
+        (but(micro_batch=3), "refused"),
+        (but(gpus_per_node=16), "The rest of the run is fixed"),
+    ],
+    "15.7": [
+        (lambda *given: "fine", "parameters_held"),
+        (without("ranks"), "before anything else"),
+        (shards_first, "before anything else"),
+        (by_name, "name of the strategy proves nothing"),
+        (without("batch"), "is the effective batch"),
+        (without("memory"), "last lines of the log"),
+        (without("time"), "names the time limit"),
+        (without("forgot"), "resumed_from is 0"),
+        (any_limit, "Nothing is wrong here"),
+        (lambda *given: "everything", "short name"),
+        (lambda *given: {}, "short name"),
+        (lambda asked, run, log: run["no such"], "raised an exception"),
+    ],
+    "15.8": [
+        (lambda folder: Spec(**ORDER), "Nothing was written"),
+        (lambda folder: {}, "Nothing was written"),
+        (launched(replicas=1, micro_batch=1, checkpointing=False), "names a change that helps"),
+        (launched(replicas=1, micro_batch=1), "both wait less"),
+        (launched(strategy="zero3", replicas=1, micro_batch=1, checkpointing=False), "inside a machine"),
+        (launched(max_steps=300), "This was ordered"),
+        (launched(lora_rank=16), "another training"),
+        (edited_afterwards, "changed after it was written"),
+        (by_hand, "easily wrong"),
     ],
 }

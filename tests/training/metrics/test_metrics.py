@@ -219,6 +219,26 @@ def test_batches_arrays_and_tensors_give_the_same():
     assert metric.compute() == whole
 
 
+def test_modules_that_look_alike_keep_their_own_name_value_and_description_when_combined():
+    """precision, recall and f1, and the two correlations, differ in one function: none may answer for another."""
+    from scipy import stats
+    from sklearn import metrics
+
+    rows = {"predictions": [0, 1, 2, 2, 0, 1], "references": [0, 2, 2, 1, 0, 0]}
+    alike = {name: load_metric(name, average="macro", num_labels=3) for name in ("precision", "recall", "f1")}
+    alike |= {name: load_metric(name) for name in ("pearsonr", "spearmanr")}
+    for name, metric in alike.items():
+        assert metric.description.lower().startswith(name.removesuffix("r")), (name, metric.description)
+    predicted, true = rows["predictions"], rows["references"]
+    options = {"average": "macro", "labels": range(3), "zero_division": 0}
+    wanted = {
+        name: getattr(metrics, f"{name}_score")(true, predicted, **options) for name in ("precision", "recall", "f1")
+    }
+    wanted |= {name: getattr(stats, name)(predicted, true).statistic for name in ("pearsonr", "spearmanr")}
+    assert evaluate.combine(list(alike.values())).compute(**rows) == pytest.approx(wanted, rel=1e-14)
+    assert len(set(wanted.values())) == 5
+
+
 def test_combine_hands_every_keyword_to_every_module():
     both = evaluate.combine([load_metric(name) for name in ("accuracy", "f1", "confusion_matrix")])
     both.add_batch(predictions=[0, 1], references=[0, 2])
