@@ -171,7 +171,7 @@ def load_encoder(path: str) -> tuple[Any, Any]:
     """The encoder at ``path`` and its tokenizer, for BERTScore."""
     from transformers import AutoModel, AutoTokenizer
 
-    return AutoModel.from_pretrained(path, trust_remote_code=False), AutoTokenizer.from_pretrained(path)
+    return AutoModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
