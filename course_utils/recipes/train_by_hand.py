@@ -13,11 +13,7 @@ A flag that cannot be used, or that contradicts the folder's checkpoints, is sai
 
 import argparse
 import json
-import math
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from transformers import DataCollatorWithPadding
@@ -25,6 +21,7 @@ from transformers import DataCollatorWithPadding
 from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
 from course_utils.models import load_classifier, load_tokenizer
+from course_utils.recipes.command_line import Parser, from_to, refuse
 from course_utils.training.checkpoint import CheckpointError, latest_checkpoint
 from course_utils.training.evaluation import evaluate
 from course_utils.training.loop import LoopConfig, train
@@ -33,36 +30,6 @@ from course_utils.training.schedules import make_scheduler
 
 SIZE_STEP = 8  # the encoder's 4 heads, each of which rotates its numbers in pairs
 MAY_CHANGE = ("folder", "save_every", "log_every")  # between the starts of one run: they do not touch the weights
-
-
-def refuse(sentence: str) -> NoReturn:
-    """End the program as for any flag that cannot be used."""
-    print(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage of all flags."""
-
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
-
-
-def from_to(lowest: float, highest: float = math.inf, kind: type = int) -> Callable[[str], float]:
-    """A flag's ``type``: reads a finite number of ``kind`` in ``[lowest, highest]``; argparse names the flag."""
-    numbers = "a whole number" if kind is int else "a number"
-    allowed = f"{numbers} >= {lowest}" if highest == math.inf else f"{numbers} from {lowest} to {highest}"
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (lowest <= value <= highest and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"{text!r} is out of range; allowed: {allowed}")
-        return value
-
-    return read
 
 
 def read_settings(arguments: list[str] | None) -> argparse.Namespace:

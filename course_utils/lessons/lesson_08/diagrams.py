@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from course_utils.teach.drawing import canvas
 from course_utils.teach.figure import COLORS, new_figure
 
 if TYPE_CHECKING:
@@ -15,13 +16,6 @@ if TYPE_CHECKING:
 
 RANK_COLORS = (COLORS["sky"], COLORS["orange"])
 PALE = {"blue": "#E3EFF7", "orange": "#FBEBC8", "green": "#DDF1EA", "red": "#F8DDCC", "grey": "#F1F1F1"}
-
-
-def _canvas(height: float, alt: str, width: float = 100, tall: float = 40) -> tuple[Figure, Axes]:
-    figure, axis = new_figure(height=height, alt=alt)
-    axis.set(xlim=(0, width), ylim=(0, tall))
-    axis.set_axis_off()
-    return figure, axis
 
 
 def _box(axis: Axes, x: float, y: float, w: float, h: float, text: str, color: str, size: float = 10.5) -> None:
@@ -42,7 +36,7 @@ def flow() -> Figure:
         "Two rows of boxes, one a rank. Each rank takes 16 rows of its own, runs its copy of the model forward and "
         "backward and has a gradient. The two gradients are averaged; both ranks take the same optimizer step."
     )
-    figure, axis = _canvas(3.3, alt, 100, 38)
+    figure, axis = canvas(3.3, alt, 100, 38)
     for rank, y in ((0, 22), (1, 4)):
         color = (PALE["blue"], PALE["orange"])[rank]
         axis.text(0, y + 5, f"rank {rank}", fontsize=12, fontweight="bold", va="center")
@@ -72,7 +66,7 @@ def difference(old: Callable, new: Callable, context: int = 1) -> Figure:
         f"The difference between {old.__name__} and its version for several processes: a few lines change, each of "
         "them a call of the accelerator or a prepared object; everything else is equal."
     )
-    figure, axis = _canvas(0.45 + 0.2 * len(lines), alt, 100, len(lines))
+    figure, axis = canvas(0.45 + 0.2 * len(lines), alt, 100, len(lines))
     for place, (mark, text) in enumerate(lines):
         y = len(lines) - place - 0.5
         color = {"-": PALE["red"], "+": PALE["green"]}.get(mark)
@@ -125,7 +119,7 @@ def wrapped(types: Sequence[Sequence[str]]) -> Figure:
         "Five boxes. Around the model is DistributedDataParallel, around the optimizer AcceleratedOptimizer, around "
         "the scheduler AcceleratedScheduler, around the data loader DataLoaderShard; around the list is nothing."
     )
-    figure, axis = _canvas(3.0, alt, 100, 30)
+    figure, axis = canvas(3.0, alt, 100, 30)
     does = (
         "averages gradients\nin backward",
         "skips steps inside\na window",

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from course_utils.teach.figure import COLORS, new_figure
+from course_utils.teach.drawing import canvas
+from course_utils.teach.figure import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +32,6 @@ MEANING = {
 }
 
 
-def _canvas(height: float, alt: str, width: float = 100, tall: float = 40) -> tuple[Figure, Axes]:
-    figure, axis = new_figure(height=height, alt=alt)
-    axis.set(xlim=(0, width), ylim=(0, tall))
-    axis.set_axis_off()
-    return figure, axis
-
-
 def _box(axis: Axes, x: float, y: float, w: float, h: float, text: str, color: str, size: float = 10) -> None:
     from matplotlib.patches import FancyBboxPatch
 
@@ -58,7 +52,7 @@ def flow() -> Figure:
         "ranks exchange: in the forward pass stage 3 gathers weights; in the backward pass stages 0 to 2 all-reduce "
         "gradients and stage 3 reduce-scatters them; in the step stages 1 and 2 gather the updated slices."
     )
-    figure, axis = _canvas(3.9, alt, 100, 46)
+    figure, axis = canvas(3.9, alt, 100, 46)
     for y, text, color in ((36, "model\n(P weights)", "blue"), (25, "optimizer", "green"), (14, "JSON", "orange")):
         _box(axis, 0, y, 15, 9, text, PALE[color])
         _arrow(axis, (15, y + 4.5), (20, 29.5))
@@ -88,7 +82,7 @@ def annotated(config: Mapping[str, Any]) -> Figure:
         "two permissions for torch's optimizer, bf16, then the block zero_optimization: stage, bucket size, "
         "persistence threshold, gathering on save, and the devices where optimizer and parameters wait."
     )
-    figure, axis = _canvas(0.35 + 0.27 * len(lines), alt, 100, len(lines))
+    figure, axis = canvas(0.35 + 0.27 * len(lines), alt, 100, len(lines))
     for place, (text, meaning) in enumerate(lines):
         y = len(lines) - place - 0.5
         if place % 2:
@@ -138,7 +132,7 @@ def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], alt: str, widths: Sequence[float], size: float = 10
 ) -> Figure:
     """A plain table; ``widths`` of the columns add up to 100."""
-    figure, axis = _canvas(0.5 + 0.3 * (len(rows) + 1), alt, 100, len(rows) + 1)
+    figure, axis = canvas(0.5 + 0.3 * (len(rows) + 1), alt, 100, len(rows) + 1)
     starts = [sum(widths[:i]) for i in range(len(widths))]
     for place, row in enumerate([heads, *rows]):
         y = len(rows) + 0.5 - place
@@ -159,7 +153,7 @@ def gathering() -> Figure:
         "from_pretrained comes first and puts all P weights on each rank; then the JSON is read, and only the engine "
         "cuts the model to P / N."
     )
-    figure, axis = _canvas(2.7, alt, 100, 30)
+    figure, axis = canvas(2.7, alt, 100, 30)
     for y, name, first, color in ((17, "JSON first", True, "green"), (2, "model first", False, "red")):
         axis.text(0, y + 5, name, fontsize=11, fontweight="bold", va="center")
         boxes = (

@@ -5,34 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from course_utils.teach.figure import COLORS, new_figure
+from course_utils.teach.drawing import arrow, box, canvas
+from course_utils.teach.figure import COLORS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PALE, SKY, SAND, LEAF = "#F2F2F2", "#CFE8F7", "#FBE3B0", "#C5E8DC"
-
-
-def _canvas(height: float, alt: str, width: float = 100, tall: float = 40) -> tuple[Figure, Axes]:
-    figure, axis = new_figure(height=height, alt=alt)
-    axis.set(xlim=(0, width), ylim=(0, tall))
-    axis.set_axis_off()
-    return figure, axis
-
-
-def _box(
-    axis: Axes, x: float, y: float, w: float, h: float, text: str = "", color: str = PALE, size: float = 10
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    axis.add_patch(Rectangle((x, y), w, h, facecolor=color, edgecolor="#6B6B6B", linewidth=1))
-    if text:
-        axis.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size)
-
-
-def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str = "#444444") -> None:
-    axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.5})
 
 
 def flow() -> Figure:
@@ -42,16 +21,16 @@ def flow() -> Figure:
         "is read by its own tool, which gives the settings as resolved; started, the files give ranks, which write "
         "run.json. Two comparisons close the circle: resolved against the spec, run.json against the plan."
     )
-    figure, axis = _canvas(2.9, alt, 100, 36)
-    _box(axis, 0, 13, 17, 10, "spec\nwhat you ask for", SKY)
-    _box(axis, 25, 23, 21, 10, "plan\nmemory, speed, cost", LEAF)
-    _box(axis, 25, 4, 21, 10, "launch files\nYAML, JSON, scripts", SAND)
-    _box(axis, 55, 9, 17, 8, "resolved\nby each file's tool")
-    _box(axis, 82, 4, 17, 10, "ranks train\nand write run.json")
-    _arrow(axis, (17, 21), (25, 27))
-    _arrow(axis, (17, 15), (25, 10))
-    _arrow(axis, (46, 10), (55, 12.5))
-    _arrow(axis, (46, 6), (82, 6))
+    figure, axis = canvas(2.9, alt, 100, 36)
+    box(axis, 0, 13, 17, 10, "spec\nwhat you ask for", SKY)
+    box(axis, 25, 23, 21, 10, "plan\nmemory, speed, cost", LEAF)
+    box(axis, 25, 4, 21, 10, "launch files\nYAML, JSON, scripts", SAND)
+    box(axis, 55, 9, 17, 8, "resolved\nby each file's tool")
+    box(axis, 82, 4, 17, 10, "ranks train\nand write run.json")
+    arrow(axis, (17, 21), (25, 27))
+    arrow(axis, (17, 15), (25, 10))
+    arrow(axis, (46, 10), (55, 12.5))
+    arrow(axis, (46, 6), (82, 6))
     axis.text(65, 3.2, "started", ha="center", fontsize=9.5)
     look = {"arrowstyle": "<|-|>", "color": COLORS["red"], "linewidth": 1.6, "linestyle": "--"}
     axis.annotate("", (17, 18), (55, 16), arrowprops=look)
@@ -68,7 +47,7 @@ def collectives() -> Figure:
         "end with the sums 4 and 6. Reduce-scatter: the same start, but rank 0 ends with 4 only, rank 1 with 6 only. "
         "All-gather: rank 0 has 4, rank 1 has 6; both end with 4 and 6."
     )
-    figure, axis = _canvas(2.5, alt, 102, 31)
+    figure, axis = canvas(2.5, alt, 102, 31)
     whole, sums = (("1", "2"), ("3", "4")), (("4", "6"), ("4", "6"))
     slices = (("4", ""), ("", "6"))
     panels = (("all-reduce", whole, sums), ("reduce-scatter", whole, slices), ("all-gather", slices, sums))
@@ -80,10 +59,10 @@ def collectives() -> Figure:
             for place, numbers in ((x, before[rank]), (x + 15, after[rank])):
                 for slot, text in enumerate(numbers):
                     color = (SKY, SAND)[slot] if text else "white"
-                    _box(axis, place + 5 * slot, y, 5, 6, text, color, 11)
+                    box(axis, place + 5 * slot, y, 5, 6, text, color, 11)
             if not panel:
                 axis.text(0, y + 3, f"rank {rank}", fontsize=10.5, va="center")
-        _arrow(axis, (x + 10.5, 11.5), (x + 14.5, 11.5))
+        arrow(axis, (x + 10.5, 11.5), (x + 14.5, 11.5))
         axis.text(x + 5, 22, "before", ha="center", fontsize=9)
         axis.text(x + 20, 22, "after", ha="center", fontsize=9)
     return figure
@@ -97,14 +76,14 @@ def sharding() -> Figure:
         "quarter of the optimizer state, ZeRO-2 also of the gradients, ZeRO-3 and FSDP a quarter of all three, and "
         "gather one layer's weights at a time, drawn as a dashed box."
     )
-    figure, axis = _canvas(2.4, alt, 104, 30)
+    figure, axis = canvas(2.4, alt, 104, 30)
     for column, (name, divided) in enumerate({"DDP": 0, "ZeRO-1": 1, "ZeRO-2": 2, "ZeRO-3, FSDP": 3}.items()):
         x = 15 + 23 * column
         axis.text(x + 8, 27, name, ha="center", fontsize=12, fontweight="bold")
         for row, length in enumerate((8, 8, 16)):
             y, kept = 18 - 7 * row, length if row < 3 - divided else length / 4
-            _box(axis, x, y, length, 5, color="white")
-            _box(axis, x, y, kept, 5, color=(SKY, SAND, LEAF)[row])
+            box(axis, x, y, length, 5, color="white")
+            box(axis, x, y, kept, 5, color=(SKY, SAND, LEAF)[row])
         if divided == 3:
             axis.plot([x + 10, x + 19, x + 19, x + 10, x + 10], [18, 18, 23, 23, 18], "--", color="#6B6B6B", lw=1.2)
             axis.text(x + 14.5, 20.5, "a layer", ha="center", va="center", fontsize=9)
@@ -119,10 +98,10 @@ def rendezvous(machines: int = 3, ranks: int = 4) -> Figure:
         "Three machines, each with one torchrun that starts four ranks, numbered on from machine to machine. Only "
         "node-rank differs: 0, 1, 2. All three torchruns meet at the address and port of machine 0."
     )
-    figure, axis = _canvas(3.0, alt, 102, 36)
+    figure, axis = canvas(3.0, alt, 102, 36)
     for machine in range(machines):
         x = 1 + 34 * machine
-        _box(axis, x, 1, 31, 23, color="white")
+        box(axis, x, 1, 31, 23, color="white")
         right = machine == machines - 1  # the arrows lean towards the middle
         axis.text(
             x + (30 if right else 1),
@@ -132,12 +111,12 @@ def rendezvous(machines: int = 3, ranks: int = 4) -> Figure:
             va="center",
             ha="right" if right else "left",
         )
-        _box(axis, x + 2, 11.5, 27, 7, f"torchrun --node-rank={machine}", SAND)
+        box(axis, x + 2, 11.5, 27, 7, f"torchrun --node-rank={machine}", SAND)
         for local in range(ranks):
-            _box(axis, x + 2 + 7 * local, 3, 6, 5, f"{machine * ranks + local}", SKY, 10)
-            _arrow(axis, (x + 5 + 7 * local, 11.5), (x + 5 + 7 * local, 8))
-        _arrow(axis, (x + 20 - 2 * machine, 18.5), (51 + 14 * (machine - 1), 28.5), COLORS["red"])
-    _box(axis, 23, 28.5, 56, 6, "meeting point: machine 0, --master-addr : --master-port", LEAF)
+            box(axis, x + 2 + 7 * local, 3, 6, 5, f"{machine * ranks + local}", SKY, 10)
+            arrow(axis, (x + 5 + 7 * local, 11.5), (x + 5 + 7 * local, 8))
+        arrow(axis, (x + 20 - 2 * machine, 18.5), (51 + 14 * (machine - 1), 28.5), COLORS["red"])
+    box(axis, 23, 28.5, 56, 6, "meeting point: machine 0, --master-addr : --master-port", LEAF)
     return figure
 
 
@@ -148,13 +127,13 @@ def requeue() -> Figure:
         "finish the step, save, and end with code 0, all before the time limit. Then the job waits in the queue. "
         "Second stay: the same command reads the newest checkpoint and goes on with the next step."
     )
-    figure, axis = _canvas(2.5, alt, 102, 30)
-    _box(axis, 1, 12, 40, 6, color=SKY)
+    figure, axis = canvas(2.5, alt, 102, 30)
+    box(axis, 1, 12, 40, 6, color=SKY)
     axis.text(11, 15, "first stay: steps", ha="center", va="center", fontsize=10)
-    _box(axis, 41, 12, 9, 6, "save", LEAF)
-    _box(axis, 54, 12, 15, 6, "in the queue", "white")
-    _box(axis, 69, 12, 6, 6, "read", LEAF)
-    _box(axis, 75, 12, 26, 6, "second stay: steps", SKY)
+    box(axis, 41, 12, 9, 6, "save", LEAF)
+    box(axis, 54, 12, 15, 6, "in the queue", "white")
+    box(axis, 69, 12, 6, 6, "read", LEAF)
+    box(axis, 75, 12, 26, 6, "second stay: steps", SKY)
     for x in (24, 34):
         axis.plot([x, x], [12, 18], color=COLORS["green"], linewidth=3)
     axis.text(29, 6, "checkpoints", ha="center", fontsize=10, color=COLORS["green"])
@@ -165,7 +144,7 @@ def requeue() -> Figure:
     )
     for x, y, text, end in notes:
         axis.text(x, y + (1 if y > 15 else -1), text, ha="center", va="bottom" if y > 15 else "top", fontsize=10)
-        _arrow(axis, (x, y), (x, end))
+        arrow(axis, (x, y), (x, end))
     axis.plot([54, 54], [9, 25], color=COLORS["red"], linestyle="--", linewidth=1.6)
     axis.text(54, 26.5, "time limit", ha="center", fontsize=10, color=COLORS["red"])
     return figure
