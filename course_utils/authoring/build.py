@@ -29,7 +29,6 @@ from course_utils.authoring import mould
 from course_utils.authoring.closure import ROOT
 from course_utils.authoring.seal import cells_of, is_current, keep_outputs, new_seal, presentation, read, tags
 
-BEFORE_THE_MOULD: tuple[str, ...] = ()  # too long: they are to be shortened
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -59,7 +58,7 @@ def build(source: Path, notebook: Path, force: bool = False) -> tuple[int, bool]
     import nbformat
 
     fresh = cells_of(source)
-    if is_lesson(source) and source.stem not in BEFORE_THE_MOULD and (complaint := mould.too_long(fresh.cells)):
+    if is_lesson(source) and (complaint := mould.too_long(fresh.cells)):
         raise ValueError(f"{source.name}: {complaint}")
     fresh.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC})
     with tempfile.TemporaryDirectory() as folder:

@@ -9,11 +9,7 @@ from course_utils.authoring import build, mould
 from course_utils.teach import exercise
 from tests.lessons import mould_rules as rules
 
-LESSONS = [
-    notebook
-    for source, notebook in build.targets().items()
-    if build.is_lesson(source) and source.stem not in build.BEFORE_THE_MOULD
-]
+LESSONS = [notebook for source, notebook in build.targets().items() if build.is_lesson(source)]
 TEXT, CODE = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
 
 
@@ -21,12 +17,6 @@ TEXT, CODE = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_lesson(lesson, rule):
     assert rule(nbformat.read(lesson, as_version=4)) == []
-
-
-@pytest.mark.parametrize("name", build.BEFORE_THE_MOULD)
-def test_who_is_excused_is_really_too_long(name):
-    source = build.ROOT / "notebooks" / "source" / f"{name}.py"
-    assert mould.too_long(build.cells_of(source).cells), f"{name} fits now: take it out of BEFORE_THE_MOULD"
 
 
 @pytest.fixture
