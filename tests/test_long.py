@@ -9,12 +9,7 @@ import pytest
 import yaml
 
 from course_utils.authoring.build import ROOT
-
-
-def commands(target: str) -> str:
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.make_target import commands
 
 
 def test_campaigns_run_in_their_own_target_only(pytestconfig):

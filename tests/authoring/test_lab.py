@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from course_utils.authoring import lab as make_lab  # `lab` is the fixture that starts notebooks
 from course_utils.teach import record, solved, start_page
+from tests import make_target
 
 FIRST = "notebooks/01_training_loop.ipynb"
 
@@ -115,9 +115,8 @@ def test_jupyterlab_gets_the_folder_the_settings_and_what_else_was_asked(tmp_pat
 
 
 def test_the_make_target_passes_its_options_on():
-    command = ["make", "-n", "lab", "NEW=03", "ARGS=--port 9000"]
-    done = subprocess.run(command, cwd=make_lab.ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1].endswith("course_utils.authoring.lab --new '03' --port 9000")
+    last = make_target.commands("lab", "NEW=03", "ARGS=--port 9000").splitlines()[-1]
+    assert last.endswith("course_utils.authoring.lab --new '03' --port 9000")
 
 
 def test_copies_are_ignored_by_git():

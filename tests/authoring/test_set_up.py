@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from course_utils.authoring import set_up
+from tests import make_target
 
 
 @pytest.fixture
@@ -165,7 +166,6 @@ def test_old_pythons_can_read_the_file():
     ],
 )
 def test_every_make_target_says_what_it_runs(target, command):
-    done = subprocess.run(["make", "-n", target], cwd=set_up.ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert command in done.stdout
-    assert ("set_up.py" in done.stdout) == (target != "clean")
+    printed = make_target.commands(target)
+    assert command in printed
+    assert ("set_up.py" in printed) == (target != "clean")
