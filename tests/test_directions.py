@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "course_utils"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-GROUND = ("errors", "gpus", "hub", "lazy")
+GROUND = ("errors", "gpus", "hub", "lazy", "progress")
 STAIRS = ("ground", "data", "models", "training", "parallel")
 BELOW_LAUNCH = set(STAIRS)
 # A room may import itself and the rooms named here. Nothing may import lessons or authoring.

@@ -6,11 +6,14 @@ import runpy
 import sys
 from pathlib import Path
 
+from course_utils.progress import report_rank
+
 
 def main(call_file: str, result_file: str) -> None:
     """Call the function that ``call_file`` names and write what it returns, complete or not at all."""
     call = json.loads(Path(call_file).read_text())
     sys.path[:] = call["path"]  # what the caller can import, its ranks can
+    report_rank()
     where, _, name = call["function"].rpartition(":")
     if where.endswith(".py"):
         function = runpy.run_path(where, run_name="ranks")[name]

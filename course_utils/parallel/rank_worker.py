@@ -9,11 +9,13 @@ import traceback
 from pathlib import Path
 
 from course_utils.parallel.launched_rank import note
+from course_utils.progress import report_rank
 
 
 def main(path: list[str]) -> None:
     """Carry out calls ``{"file", "name", "arguments", "number"}``; the answers are files in the current folder."""
     sys.path[:] = path  # what the caller can import, its ranks can
+    report_rank()
     for line in sys.stdin:
         call = json.loads(line)
         answer = Path(f"rank-{os.environ['RANK']}-{call['number']}.json")

@@ -82,22 +82,22 @@ def describe(figure: Figure, alt: str) -> Figure:
     return figure
 
 
-def show(figure: Figure, alt: str = "") -> None:
+def show(figure: Figure) -> None:
     """Display ``figure`` as a picture with its alternative text, in HTML: that is where readers' software looks for it.
 
     Text in a colour of its own is darkened until it can be read on white (``darken_text``).
 
     Args:
-        figure: a matplotlib figure; its own text (``new_figure(alt=)``, ``describe``) counts where ``alt`` is empty.
+        figure: a matplotlib figure with alternative text (``new_figure(alt=)``, ``describe``).
 
     Raises:
-        ValueError: there is no alternative text.
+        ValueError: it has none.
     """
     from IPython.display import display
 
-    text = alt.strip() or getattr(figure, "alternative_text", "").strip()
+    text = getattr(figure, "alternative_text", "").strip()
     if not text:
-        raise ValueError("alt='' is empty; allowed: a sentence that says what the figure shows")
+        raise ValueError("alternative_text='' is empty; allowed: a sentence that says what the figure shows")
     darken_text(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})

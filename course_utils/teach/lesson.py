@@ -9,19 +9,31 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from course_utils.hub import check_source
+from course_utils.teach.live import show_progress_of_cells
+
+# NumPy's seeds end at 2**32 - 1, and a lesson also uses the seeds above its own: the second run has seed + 1.
+HIGHEST_SEED = 2**32 - 1001
 
 
-def start(*, source: str = "local", max_steps: int = 1, seed: int = 0, **sizes: int) -> None:
+def start(
+    *,
+    source: str = "local",
+    max_steps: int = 1,
+    seed: int = 0,
+    at_most: Mapping[str, int] | None = None,
+    **sizes: int,
+) -> None:
     """Check a lesson's parameters before any work starts, seed every generator and quieten the libraries.
 
     Args:
         source: where data and models come from, ``"local"`` or ``"hub"``.
         max_steps: optimizer steps of the lesson's main run, >= 1.
-        seed: seed of Python, NumPy and torch, 0 <= seed < 2**32.
+        seed: seed of Python, NumPy and torch, 0 <= seed <= ``HIGHEST_SEED``.
+        at_most: the largest value of those parameters that would not fit the memory, or the data, otherwise.
         **sizes: any further whole-number parameter of the lesson, each >= 1.
 
     Raises:
@@ -31,13 +43,14 @@ def start(*, source: str = "local", max_steps: int = 1, seed: int = 0, **sizes: 
     _refuse_unknown_parameters()
     check_source(source)
     for name, value in {"max_steps": max_steps, **sizes}.items():
-        _whole_number(name, value, lowest=1, highest=10**9)
-    _whole_number("seed", seed, lowest=0, highest=2**32 - 1)
+        _whole_number(name, value, lowest=1, highest=(at_most or {}).get(name, 10**9))
+    _whole_number("seed", seed, lowest=0, highest=HIGHEST_SEED)
     quieten()
     seed_everything(seed)
     # The Trainer collects garbage at the end of every train(), which visits every object of every library: 0.3 s.
     # What is imported by now stays anyway; frozen, it is not visited (docs.python.org/3/library/gc.html#gc.freeze).
     gc.freeze()
+    show_progress_of_cells()
 
 
 def _refuse_unknown_parameters() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from course_utils import progress
 from course_utils.data.batches import IGNORED, Batch, to_device, windows
 from course_utils.data.packing import check_mask_fits
 from course_utils.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_own_generators
@@ -120,6 +121,7 @@ def train(
             if evaluate is not None and is_due(step, config.eval_every, config.max_steps):
                 record |= {f"eval_{name}": value for name, value in evaluate().items()}
             history.append(record)
+            progress.report(step, config.max_steps, record["loss"], window)
             if on_step is not None:
                 on_step(record)
             if is_due(step, config.save_every, config.max_steps):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from course_utils import progress
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -155,7 +157,7 @@ def quiet_trainer(
         eval_dataset=eval_dataset,
         compute_metrics=compute_metrics,
         compute_loss_func=compute_loss_func,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *progress.trainer_callbacks()],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

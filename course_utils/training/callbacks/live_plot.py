@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
+from course_utils.progress import is_live
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def is_live() -> bool:
-    """True in a kernel that JupyterLab or Jupyter Server started for a person; False under papermill and nbval."""
-    return "JPY_SESSION_NAME" in os.environ
 
 
 class LivePlot(TrainerCallback):
