@@ -360,11 +360,17 @@ import datasets
 
 
 class Within(evaluate.Metric):
-    def __init__(self, *args, tolerance=1.0, **options): ...
+    def __init__(self, *args, tolerance=1.0, **options):
+        """Keep the tolerance; the rest is for evaluate.Metric."""
+        ...
 
-    def _info(self): ...
+    def _info(self):
+        """Description, citation and features of the inputs: a MetricInfo."""
+        return ...
 
-    def _compute(self, predictions, references): ...
+    def _compute(self, predictions, references):
+        """{"within": the share of rows that are near enough}."""
+        return ...
 
 
 # %%

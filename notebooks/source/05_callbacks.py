@@ -299,7 +299,9 @@ teach.claim("at powers of two, and at eval_steps", steps == [1, 2, 4, 8, 10])
 
 # %%
 class Unfreeze(TrainerCallback):
-    def __init__(self, prefix, step): ...
+    def __init__(self, prefix, step):
+        """Keep what the events below will need."""
+        ...
 
     # which events do you need?
 
@@ -380,7 +382,9 @@ teach.claim("the library's rule stops a steady gain, PlateauStop does not", diff
 
 # %%
 class Plateau(TrainerCallback):
-    def __init__(self, patience, min_delta): ...
+    def __init__(self, patience, min_delta):
+        """Keep what the event below will need."""
+        ...
 
     # which event do you need?
 
@@ -965,7 +969,9 @@ class Planted(TrainerCallback):
 
 # %%
 class StopAtTarget(TrainerCallback):
-    def __init__(self, target): ...
+    def __init__(self, target):
+        """Keep what the event below will need."""
+        ...
 
     # the repaired copy
 
@@ -999,7 +1005,9 @@ from transformers.trainer_callback import ExportableState
 
 
 class SpikeGuard(TrainerCallback, ExportableState):
-    def __init__(self, limit, factor): ...
+    def __init__(self, limit, factor):
+        """Keep what the events below will need."""
+        ...
 
     # which events, and what must be in state()?
 

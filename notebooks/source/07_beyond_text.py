@@ -284,7 +284,9 @@ for row in list(recorded["train"])[:3]:
 
 
 # %%
-def collate_clouds(rows): ...
+def collate_clouds(rows):
+    """points (B, N, 3), mask (B, N) and labels (B,)."""
+    return ...
 
 
 # %%
@@ -508,7 +510,9 @@ teach.claim("clamped symbols make a smaller file", smaller, when=full)
 
 
 # %%
-def split(model): ...
+def split(model):
+    """(main, auxiliary): two lists of parameters."""
+    return ...
 
 
 # %%
@@ -706,7 +710,9 @@ teach.claim("with the rule both gradients are exact", exact)
 
 
 # %%
-def backward(grad, x, threshold, leak): ...
+def backward(grad, x, threshold, leak):
+    """Gradients of x, threshold and leak."""
+    return ...
 
 
 # %%
@@ -899,7 +905,8 @@ print("LEVELS_FILE is", LEVELS_FILE)
 
 
 # %%
-class Repaired(BrokenTrainer): ...
+class Repaired(BrokenTrainer):
+    """Write the methods anew that are wrong."""
 
 
 # %%

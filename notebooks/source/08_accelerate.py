@@ -416,7 +416,9 @@ teach.claim("without accumulation, preparing the optimizer changes nothing", sam
 
 
 # %%
-def fine_tune(accelerator, model, rows): ...
+def fine_tune(accelerator, model, rows):
+    """The trained model."""
+    return ...
 
 
 # %%
@@ -598,7 +600,9 @@ teach.show(figures.gathered(order, 19, 4))
 # %%
 
 
-def score(accelerator, model, loader): ...
+def score(accelerator, model, loader):
+    """Macro-F1 over the rows of all ranks."""
+    return ...
 
 
 # %%
@@ -713,7 +717,9 @@ teach.claim("two ranks met", size == 2 and wrapper == "DistributedDataParallel")
 
 
 # %%
-def train_loop(accelerator, model, optimizer, scheduler, loader): ...
+def train_loop(accelerator, model, optimizer, scheduler, loader):
+    """(the trained model, the loss of each step)."""
+    return ...
 
 
 # %%
