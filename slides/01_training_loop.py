@@ -77,6 +77,8 @@ teach.show(figures.class_sizes(Counter(names[label] for label in data["train"]["
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## From token ids to logits
+#
+# Every tensor of the lesson has one of these shapes.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(diagrams.shape_flow(8, 28, 128, 10))

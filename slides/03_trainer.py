@@ -73,6 +73,8 @@ def compute_metrics(prediction):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What you give, what you get
+#
+# Three things only you can give; everything else is a setting with a default.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(diagrams.flow())
@@ -118,6 +120,8 @@ teach.show(diagrams.flow())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One optimizer step, traced live
+#
+# Backward runs once per micro-batch; clip, optimizer, scheduler and zero_grad once per step.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 trainer = quiet_trainer(
@@ -161,6 +165,8 @@ teach.show(figures.timeline(recorded.of_step(4), "Two micro-batches, one update"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One evaluation
+#
+# `prediction_step` runs once per batch, `compute_metrics` once, on all rows.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 title = "evaluate: predictions first, metrics once at the end"
@@ -189,6 +195,8 @@ teach.show(figures.timeline(recorded.inside("evaluate"), title))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Schedules
+#
+# Linear or cosine when the length is known; warm-up, stable, decay when it is not.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.schedules(curves.all_schedules(), warmup_steps=20))
@@ -214,6 +222,8 @@ teach.show(figures.number_formats(formats))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Why fp16 needs loss scaling
+#
+# A factor on the loss moves every gradient to the right: too little loses the small ones, too much the large.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 model = fresh_model()
@@ -230,6 +240,8 @@ teach.show(figures.gradient_underflow(gradients[gradients > 0].tolist(), *limits
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The best checkpoint is not the last
+#
+# The loss turns while accuracy and macro-F1 still grow: choose by the metric you are judged by.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input", "nbval-ignore-output"] jupyter={"source_hidden": true}
 notes = NoteCheckpoints()
@@ -270,6 +282,8 @@ teach.claim("the best is not the last", middle, when=max_steps >= 200 and source
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which checkpoints stay
+#
+# The newest and the best stay; a best step that was never saved cannot be loaded.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input", "nbval-ignore-output"] jupyter={"source_hidden": true}
 teach.show(figures.checkpoints_on_disk(notes.kept, notes.best))
@@ -319,6 +333,8 @@ teach.claim("never more than two", max(map(len, notes.kept.values())) <= 2)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A NaN that the log hides
+#
+# A NaN is logged as an average, later as 0: switch `logging_nan_inf_filter` off.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 damaged = [dict(row) for row in rows["train"].select(range(960))]

@@ -133,6 +133,8 @@ history = [entry for entry in speaker.state.log_history if "eval_bleu" in entry]
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A score with its interval
+#
+# A score without its baselines and its interval says little.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 table = {
@@ -147,6 +149,8 @@ teach.show(figures.scores(table))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The way of the numbers
+#
+# `compute_metrics` gets all rows at once: nothing averages batches, and all of it must fit in memory.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.flow())
@@ -176,6 +180,8 @@ teach.show(figures.flow())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Every class has its own score
+#
+# Accuracy hides the rare classes; macro-F1 counts each class alike.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 sizes = labels.bincount(minlength=num_labels).tolist()
@@ -189,6 +195,8 @@ teach.show(figures.classes(names, sizes, by_class))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where the rows of a class go
+#
+# Read along a row: where did the rows of this class go?
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 confusion = load_metric("confusion_matrix", num_labels=num_labels)
@@ -222,6 +230,8 @@ teach.show(figures.confusion(matrix, names, "Encoder on the validation split"))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Four times the rows, half the width
+#
+# The interval shrinks with the square root of the number of rows.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 rng = np.random.default_rng(seed)
@@ -270,6 +280,8 @@ teach.show(figures.widths(row_counts, measured))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Generation: parts before the whole
+#
+# The loss falls smoothly; exact match waits until nearly every word is right.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.generation(history))
@@ -280,6 +292,8 @@ teach.show(figures.generation(history))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two ranks, 19 rows, four a batch
+#
+# Hatched rows are repeated to fill the last batch: count them and the score is wrong.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.padded_ranks(rows=19, batch=4))
@@ -321,6 +335,8 @@ teach.show(figures.padded_ranks(rows=19, batch=4))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The mean of batches is no score
+#
+# One model, one set of rows: macro-F1 per batch, averaged, depends on the batch size.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 batch_sizes, means = (16, 32, 128, 500), []

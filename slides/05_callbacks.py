@@ -92,6 +92,8 @@ def run(name, callbacks=(), train_rows=rows["train"], seed=seed, **settings):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A run that was steered
+#
+# Two callbacks decided here: when to stop, and which checkpoint to keep.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 best = SaveBest(metric="loss")
@@ -105,6 +107,8 @@ teach.show(figures.steered_run(steered.state.log_history, *steps, "eval_macro_f1
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What a callback sees, what it may change
+#
+# It sees state and objects and sets the flags of control; batch, logits and loss stay inside.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.flow())
@@ -115,6 +119,8 @@ teach.show(figures.flow())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two steps, every event
+#
+# The order is fixed: micro-batches, clip, optimizer, scheduler, then log, evaluate, save.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 recorder = EventRecorder()
@@ -149,6 +155,8 @@ teach.show(figures.timeline(recorder.of_step(1) + recorder.of_step(2), "Two opti
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A slow gain is not a plateau
+#
+# With a threshold, the rule that compares with the best so far stops a run that still improves.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.creep([round(0.5 + 0.004 * number, 3) for number in range(10)], min_delta=0.01))
@@ -160,6 +168,8 @@ teach.show(figures.creep([round(0.5 + 0.004 * number, 3) for number in range(10)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What does stopping give? Three seeds
+#
+# The rule you stop by decides which score you get.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 rules = {"no stop": (None, True), "by loss": ("eval_loss", False), "by macro-F1": ("eval_macro_f1", True)}
@@ -233,6 +243,8 @@ teach.show(figures.when_best_changes(recorder.of_step(2) + recorder.of_step(3)[:
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A NaN that the log hides
+#
+# The filtered log looks like a triumph; the gradients know better.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 damaged = rows["train"].select(range(6400)).to_list()
@@ -250,6 +262,8 @@ teach.show(figures.hidden_nan(hidden.state.log_history, skipped.state.log_histor
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## How often does a step wait?
+#
+# Keep tensors and read them in `on_log`: each number read is one wait.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 
@@ -282,6 +296,8 @@ teach.show(figures.waits(waits))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Read what the model writes
+#
+# The loss cannot see that the few short numbers are wrong; samples can.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 train_numbers, validation_numbers = roman.roman_rows(seed=seed)

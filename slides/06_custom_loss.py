@@ -68,6 +68,8 @@ def run(loss_function, run_seed=seed):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Same model, same rows, another loss
+#
+# Cross-entropy gives up the rare classes; weights bring them back.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 plain_model = run(for_trainer(losses.cross_entropy))
@@ -85,6 +87,8 @@ teach.show(figures.recall_by_class(names, counts.tolist(), found))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Three places for a loss
+#
+# The further inside you go, the more you see, and the more you must divide yourself.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.flow())
@@ -130,6 +134,8 @@ teach.show(figures.window((4, 1, 2)))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same 16 rows, in k micro-batches
+#
+# Only the flat line is right: the same rows must give the same loss and gradient for every k.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 shown = {
@@ -147,6 +153,8 @@ teach.show(figures.loss_against_k(divisions, curves))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who divides? Measured, on two real processes
+#
+# Every factor but 1 is a wrong gradient, and none of them raises.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 alone = survey([4])
@@ -176,6 +184,8 @@ teach.show(figures.divided(factors, ["1 process, k = 4", "2 processes, k = 1", "
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Why rare classes lose
+#
+# The boundary moves into the rare class by the logarithm of the prior.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.boundary())
@@ -186,6 +196,8 @@ teach.show(figures.boundary())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Class weights
+#
+# Scale them to a mean of 1 over the training rows, or the loss changes its size.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 curves = {
@@ -215,6 +227,8 @@ teach.show(figures.focal())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Settings: chosen on validation
+#
+# A setting chosen on test would be a result of test.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 make = {
@@ -246,6 +260,8 @@ teach.show(figures.settings(tried, base))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Does it help? Five seeds, paired
+#
+# Differences of the same seed: an interval that holds zero decides nothing.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 chosen = {name: max(values, key=values.get) for name, values in tried.items()}
@@ -291,6 +307,8 @@ teach.show(figures.tokens(words, relevance.tolist(), per_token.tolist()))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Several parts, each in the log
+#
+# A sum that falls can hide a part that rises.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 

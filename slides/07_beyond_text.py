@@ -101,6 +101,8 @@ denoiser = fit(Denoiser, pairs, max_steps=min(150, max_steps), learning_rate=1e-
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Digits as points, named by a PointNet
+#
+# No text, no tokenizer, and still the same Trainer.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 ten = rows["validation"][:10]
@@ -114,6 +116,8 @@ teach.show(figures.clouds(ten, guesses))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What the Trainer needs of a model
+#
+# Names that match and a loss in the output: there is no other agreement.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.contract())
@@ -125,6 +129,8 @@ teach.show(figures.contract())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## PointNet: the same network for every point, then a maximum
+#
+# Nothing before the maximum mixes points, so their order cannot matter.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.architecture())
@@ -135,6 +141,8 @@ teach.show(figures.architecture())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Why a maximum and not a mean?
+#
+# Both ignore the order; the maximum can say "somewhere there is a point like this".
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.pooling(scores))
@@ -145,6 +153,8 @@ teach.show(figures.pooling(scores))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Only critical points count
+#
+# Remove every pale point and the logits stay the same.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 ten = rows["test"][:10]
@@ -178,6 +188,8 @@ teach.show(figures.clouds(ten, guesses, critical))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A codec: two losses, two optimizers
+#
+# Two groups of parameters, each with a loss and an optimizer of its own.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.two_optimizers())
@@ -204,6 +216,8 @@ teach.show(figures.two_optimizers())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Rate and distortion
+#
+# Up and left is better: fewer bits, truer pictures. The learned codec is ahead at few bits.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.rate_distortion({"learned codec": curve} | baselines(images["train"], test)))
@@ -214,6 +228,8 @@ teach.show(figures.rate_distortion({"learned codec": curve} | baselines(images["
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Before and after
+#
+# Three bytes a digit, and one can still read most.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.before_after(test[:12], decoded))
@@ -223,6 +239,8 @@ teach.show(figures.before_after(test[:12], decoded))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Goes wrong: one optimizer owns everything
+#
+# The loss looks the same; the coder's tables do not fit the symbols.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.coder_tables({"one optimizer": plain, "two optimizers": codecs[100.0]}, test))
@@ -233,6 +251,8 @@ teach.show(figures.coder_tables({"one optimizer": plain, "two optimizers": codec
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## An operator of our own: the soft threshold
+#
+# Forward cuts small numbers; backward must say how, for the input and for the threshold.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 x = torch.linspace(-3, 3, 301, requires_grad=True)
@@ -280,6 +300,8 @@ teach.show(figures.operator(*(values.detach() for values in (x, out, by_x, by_t)
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 64 thresholds, learned
+#
+# Fast waves hold more noise than digit: they get the large thresholds.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.denoised(test, noisy["test"], denoiser))

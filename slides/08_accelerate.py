@@ -81,6 +81,8 @@ def train_with_accelerate(source, max_steps, batch_size, seed):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One step on two ranks
+#
+# Each rank has its own rows and a whole model; only gradients travel.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.flow())
@@ -92,6 +94,8 @@ teach.show(figures.flow())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The lines that change
+#
+# A handful of lines makes a loop on one process a loop on many.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.difference(train_by_hand, train_with_accelerate))
@@ -103,6 +107,8 @@ teach.show(figures.difference(train_by_hand, train_with_accelerate))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same run
+#
+# Same rows, same order: the runs differ by rounding only.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 one = train_by_hand(source, max_steps, 32, seed)
@@ -115,6 +121,8 @@ teach.show(figures.two_runs(one, two))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What `prepare` puts around each object
+#
+# `prepare` goes by type, and what it does not know comes back as it was.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 
@@ -140,6 +148,8 @@ teach.show(figures.wrapped(ranks(wrapped_types, source=source, seed=seed)[0]))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who gets which rows?
+#
+# The end is filled up from the beginning: harmless in training, wrong in a score.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 
@@ -181,6 +191,8 @@ teach.show(figures.who_gets_what(dealt, 11))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Forget one of them: nothing raises
+#
+# Each line that is forgotten leaves a symptom, and none of them is an error.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 
@@ -239,6 +251,8 @@ teach.show(figures.forgotten(forgot))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A prepared scheduler counts the ranks
+#
+# Half of a run at rate zero looks like convergence.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 

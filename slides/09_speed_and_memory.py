@@ -62,6 +62,8 @@ def climb_of(name):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The ladder
+#
+# Each rung keeps what stands above it; grey rungs gain nothing on this machine.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.ladder(report))
@@ -73,6 +75,8 @@ teach.show(figures.ladder(report))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One step, and where this lesson touches it
+#
+# Everything black keeps something in memory for everything red.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.step())
@@ -83,6 +87,8 @@ teach.show(figures.step())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Count useful tokens
+#
+# The machine multiplies padding as fast as anything: only useful tokens count.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 names = ["naive", "pad to the longest", "group by length", "pack"]
@@ -114,6 +120,8 @@ teach.show(figures.counted(rates))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A trace: which operators
+#
+# What takes a twentieth of the step cannot make it faster than 1.05 times.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 climb = climb_of("pack")
@@ -129,6 +137,8 @@ teach.show(figures.operators(trace))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same step over time
+#
+# Backward is about twice forward; in the red gaps no operator runs.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.timeline(trace))
@@ -139,6 +149,8 @@ teach.show(figures.timeline(trace))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who waits for whom
+#
+# Python queues, the device works: every number you read empties the queue.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 plans = {
@@ -166,6 +178,8 @@ teach.show(figures.formats())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## fp16 loses small gradients
+#
+# Most of the vocabulary's gradients are too small for fp16; scaled, they fit.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 climb = climb_of("pack")
@@ -181,6 +195,8 @@ teach.show(figures.underflow(experiments.logit_gradients(climb.model, climb.next
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## GradScaler: scale, unscale, skip, grow
+#
+# Overflow: skip the step and halve. A row of good steps: double.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 runs = {
@@ -195,6 +211,8 @@ teach.show(figures.scaler(runs))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Weights in bf16 can stop learning
+#
+# An update below half the gap between two numbers rounds back, every time.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 curves = {way: [experiments.small_steps(way, s)[0] for s in range(seed, seed + 3)] for way in experiments.WAYS}
@@ -207,6 +225,8 @@ teach.show(figures.stall(curves))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## torch.compile: once per shape, or once
+#
+# A new shape is a new compilation; packed rows have one shape.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 batches = [(torch.randn(length, 8),) for length in range(20, 32)]
@@ -221,6 +241,8 @@ teach.show(figures.recompiles(graphs))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Memory: predicted, measured
+#
+# What autograd keeps follows from the model's sizes; the black mark is computed.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 ids = torch.randint(5, len(tokenizer), (16, 64))
@@ -261,6 +283,8 @@ teach.show(figures.memory(kept))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Micro-batch against accumulation
+#
+# The same gradient either way: memory grows with the micro-batch, time falls, up to a point.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.trade(experiments.divisions(model, example, [1, 2, 4, 8, 16])))
@@ -285,6 +309,8 @@ teach.show(figures.trade(experiments.divisions(model, example, [1, 2, 4, 8, 16])
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Workers that copy the data set
+#
+# Python objects are copied as they are read; one tensor or table is not.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 strings = [[str(200 * row + i) for i in range(200)] for row in range(3_000)]

@@ -63,6 +63,8 @@ def marks(encoded):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Sixty steps: a new answer, an old one gone
+#
+# Fine-tuning teaches quickly, and forgets quickly.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 found = {}
@@ -80,6 +82,8 @@ teach.show(figures.before_after(found, majority))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Seven phases
+#
+# When something is wrong, ask first in which phase.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.phases())
@@ -90,6 +94,8 @@ teach.show(figures.phases())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Only the answer is learnt
+#
+# Grey has the label -100; the end token is part of the answer.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 one = encode(tokenizer, "Which library?\n\nAdd two tensors.\n\nAnswer:", " torch")
@@ -101,6 +107,8 @@ teach.show(figures.token_strip({"prompt, answer, end": marks(one)}))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where does the answer begin?
+#
+# The prompt alone has another number of tokens than the prompt inside the whole.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 counted = task.masked_by_length(tokenizer, "Answer: ", "pandas")
@@ -135,6 +143,8 @@ teach.show(figures.token_strip(strips))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A chat: what the assistant says, and its end
+#
+# Only the assistant's words and their end are learnt.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 messages = [
@@ -149,6 +159,8 @@ teach.show(figures.token_strip({"one turn": marks(encode_chat(tokenizer, message
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## LoRA: freeze the weight, learn a low-rank difference
+#
+# B starts at zero, so the first forward pass is the base's.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.adapter())
@@ -159,6 +171,8 @@ teach.show(figures.adapter())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What training keeps
+#
+# A gradient and two moments for each trained weight: freeze most weights, and most of it is gone.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.memory({"full": lora.training_bytes(base), "LoRA, rank 16": lora.training_bytes(adapted)}))
@@ -169,6 +183,8 @@ teach.show(figures.memory({"full": lora.training_bytes(base), "LoRA, rank 16": l
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What it learns
+#
+# Both learn far more than the most frequent answer; here full fine-tuning learns more.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 exact = {
@@ -190,6 +206,8 @@ teach.show(
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What it forgets
+#
+# With its adapters switched off, the base is back exactly.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 texts = validation["input"]
@@ -207,6 +225,8 @@ teach.show(figures.forgetting(lost, task.text_loss(base, tokenizer, texts)))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Rank and rate
+#
+# LoRA needs a rate of its own: full fine-tuning's is too low for it.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 bench = json.loads((Path(course_utils.__file__).parents[1] / "bench/results/lora.json").read_text())
@@ -218,6 +238,8 @@ teach.show(figures.sweep(bench["lora"], max(bench["full"].values(), key=sum)))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The end token, masked
+#
+# One grey box too many, and the model never stops.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 hidden = task.end_masked([one], tokenizer.eos_token_id)[0]
@@ -230,6 +252,8 @@ teach.show(figures.token_strip(strips))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Mean of means
+#
+# Sum over the window and divide once, or tokens of short answers shout.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.divisors())
@@ -239,6 +263,8 @@ teach.show(figures.divisors())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Deeper: four bits
+#
+# Levels dense where most weights are; a scale for each 64 weights.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.levels(quantize.nf4_levels().tolist(), quantize.int4_levels().tolist()))

@@ -42,6 +42,8 @@ run = {"steps": max_steps, "seed": seed, "source": source}
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The average of gradients is the gradient of all rows
+#
+# Weighted by each rank's targets, the average is exactly the gradient of all rows.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 own = ranks(on_ranks.one_gradient, source=source, seed=seed)
@@ -56,6 +58,8 @@ teach.show(figures.gradients(own, average, torch.tensor(alone["gradient"])))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## So two ranks make the same run
+#
+# Every way of training on several processes has to repeat this run.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 one = reference.train_alone(**run)
@@ -68,6 +72,8 @@ teach.show(figures.two_runs(one["losses"], two["losses"]))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who is who
+#
+# RANK counts over all nodes, LOCAL_RANK chooses the GPU.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.who_is_who())
@@ -78,6 +84,8 @@ teach.show(figures.who_is_who())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Four collectives
+#
+# All-reduce is reduce-scatter, then all-gather.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.collectives())
@@ -88,6 +96,8 @@ teach.show(figures.collectives())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The ring
+#
+# All send at once, and each waits only for its left neighbour.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.ring(figures.ring_history(4)))
@@ -99,6 +109,8 @@ teach.show(figures.ring(figures.ring_history(4)))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 2(N-1)/N, counted
+#
+# Less than twice the tensor, on any number of ranks.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 
@@ -142,6 +154,8 @@ teach.show(figures.bytes_sent(counted, 4 * 840))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Buckets fill from the end of the model
+#
+# The last block's gradients travel while the first block's are computed.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 model = reference.new_model(seed)
@@ -154,6 +168,8 @@ teach.show(figures.buckets(model, buckets_of(list(model.parameters()), 128 * 102
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Overlap, with time stamps
+#
+# In buckets most messages travel during backward; the last can hide behind nothing.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input", "nbval-ignore-output"] jupyter={"source_hidden": true}
 options = {"naive": {}, "bucketed": {"bucket_bytes": 2**20}}
@@ -187,6 +203,8 @@ for quiet in (True, False):
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Five ways, the same bits
+#
+# Bars are distances from one process: zero is bitwise, small is another order of sums.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 names = {
@@ -224,6 +242,8 @@ teach.show(figures.dealt(dealt))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Goes wrong: a model of its own on each rank
+#
+# Averaged gradients of different models never make one model.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 variants = {"right": {"same": True, "equal_start": True}, "wrong": {"same": False, "equal_start": False}}

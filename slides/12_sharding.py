@@ -55,6 +55,8 @@ held = {name: ranks(train_sharded, kind=kind, **run)[0]["held"] for name, kind i
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What each stage divides
+#
+# Each stage divides one state more; the rows are divided in all of them.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.stages())
@@ -65,6 +67,8 @@ teach.show(figures.stages())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Measured on two ranks
+#
+# Bytes counted from the tensors' memory; the black line is the formula.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 stages = {name: measure.expected(parameters, 2, kind.replace("fully_shard", "fsdp")) for name, kind in kinds.items()}
@@ -78,6 +82,8 @@ teach.show(figures.held_bytes(held, formula, parameters))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A unit: one flat buffer, a slice for each rank
+#
+# Laid end to end, padded, cut: any slice can be optimized on its own.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.cut([(6, 4), (5,), (3, 4)]))
@@ -106,6 +112,8 @@ teach.show(figures.cut([(6, 4), (5,), (3, 4)]))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Stage 3: gather, compute, free
+#
+# The network runs ahead: the next unit is gathered while this one is computed.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.one_step())
@@ -116,6 +124,8 @@ teach.show(figures.one_step())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The price: traffic
+#
+# Stage 3 pays with traffic; accumulation makes it pay again for every micro-batch.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 ways = {name: {"kind": kind} for name, kind in kinds.items()}
@@ -145,6 +155,8 @@ teach.show(figures.volumes({name: ranks(task.exchanged_in_a_step, **way)[0] for 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A DTensor is cut by rows
+#
+# Each parameter keeps its name and shape; each rank holds some of its rows.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 bands = {"down_proj (64, 160)": [(32, 160), (32, 160)], "odd (5, 4)": [(3, 4), (2, 4)]}
@@ -156,6 +168,8 @@ teach.show(figures.dtensor(bands))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What you wrap is what is gathered at once
+#
+# One unit for the whole model gathers the whole model.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 choices = {
@@ -222,6 +236,8 @@ teach.show(figures.gathered(watched))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two dimensions: HSDP, and FSDP with TP
+#
+# HSDP: shards inside a machine, copies across. With TP a parameter is cut twice.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.meshes())

@@ -41,6 +41,8 @@ quick = {"source": source, "seed": seed, "steps": min(3, max_steps)}
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One object, three calls
+#
+# Only the third stage needs an exchange in the forward pass.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.flow())
@@ -51,6 +53,8 @@ teach.show(figures.flow())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What a rank holds
+#
+# Light blue is DeepSpeed's own copy of the weights, which the formula must count.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 run = {"source": source, "seed": seed, "steps": max_steps, "accumulation": 2}
@@ -81,6 +85,8 @@ teach.show(figures.bytes_per_rank(held, {runs.NAMES[stage]: runs.predicted(P, 2,
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The JSON, line by line
+#
+# Three batch numbers must multiply: give two, and the third is computed.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.annotated(runs.LARGER))
@@ -112,6 +118,8 @@ teach.show(figures.annotated(runs.LARGER))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The same run
+#
+# The stages change where numbers lie; what is left is the order of sums.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 rows = [(runs.NAMES[n], found["from_alone"], 2e-5) for n, found in stages.items()]
@@ -126,6 +134,8 @@ teach.show(figures.distances(rows, "Final weights against one process"))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Offload: what waits elsewhere
+#
+# The optimizer in host memory makes it fit, and makes a step several times as long.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 large = runs.offload_plans("Qwen/Qwen3-32B")
@@ -139,6 +149,8 @@ teach.show(figures.offload(memory, limit=large["ZeRO-3"].limit / 2**30, host=204
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Buckets: few calls, or little memory
+#
+# Many small buckets are many calls; one large bucket is a large buffer.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 counts = {}
@@ -173,6 +185,8 @@ teach.show(figures.bytes_per_rank(pair, {name: runs.predicted(P, 2, 3) for name 
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who fills in "auto"?
+#
+# DeepSpeed does not know the word: Trainer and Accelerate fill it in, not always alike.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 config = auto_config(3) | {"gradient_clipping": "auto"}
@@ -190,6 +204,8 @@ teach.show(figures.filled(config, tools))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## JSON before model
+#
+# Found before the model is built: slices. Not found: the whole model on each rank.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.gathering())
@@ -236,6 +252,8 @@ teach.show(figures.gathering())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## FSDP or DeepSpeed: what is sent
+#
+# DeepSpeed's stages 1 and 2 move three model sizes where the paper's move two.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 live = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
@@ -257,6 +275,8 @@ teach.show(figures.volumes({name: runs.in_models(found["exchanged"], P) for name
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## When to take which
+#
+# Bytes per GPU decide, not the model's size; frames are the fastest that fit.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.by_size(runs.plans_by_size()))

@@ -48,6 +48,8 @@ bench = measured()
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Scenes and questions
+#
+# Real digits among shuffled ones: as much ink, and nothing to read.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 asked = [test.questions[n] for n in shown]
@@ -59,6 +61,8 @@ teach.show(figures.scenes(test.images[shown], asked, [test.answers[n] for n in s
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## It looks at the right place
+#
+# Where to look was learned from answers alone.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 words = said(model, test, shown, collate["test"], tokenizer)
@@ -71,6 +75,8 @@ teach.show(figures.heat_maps(test.images[shown], stages.scores["test"][shown], t
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What flows where
+#
+# Orange is new: a score between vision and language.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.flow())
@@ -115,6 +121,8 @@ teach.show(figures.tokens(names, (row["labels"][0] != -100).tolist()))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Seeing, or guessing?
+#
+# Two baselines see no image: show them beside every score, and by kind.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 table = {name: by_kind(right, test.kinds) for name, right in without_image(data["train"], test).items()}
@@ -126,6 +134,8 @@ teach.show(figures.accuracy({**table, "model": score(model, test, collate["test"
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Stages
+#
+# Freeze before the optimizer is made; a rate of 0 is not freezing.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.stages())
@@ -155,6 +165,8 @@ teach.show(figures.stages())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which patches become tokens
+#
+# At this length of training, four patches with learned scores beat sixteen with random ones.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.budget(bench["budget"]["seeds"]))
@@ -166,6 +178,8 @@ teach.show(figures.budget(bench["budget"]["seeds"]))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## And by kind: the count
+#
+# More patches did not help measurably with counting: an average hides that.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 figure = figures.budget(bench["budget"]["seeds"], "count")
@@ -180,6 +194,8 @@ teach.show(describe(figure, words))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Where the gradient goes
+#
+# A part goes past the kept patches, because the tower's patches attend to each other.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 batch = VqaCollator(tokenizer, 4, stages.scores["test"])([test[n] for n in shown])

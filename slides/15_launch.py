@@ -79,6 +79,8 @@ assert example.effective_batch == example.micro_batch * example.accumulation_ste
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is compared with what
+#
+# The dashed lines are what most people leave out.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.flow())
@@ -103,6 +105,8 @@ teach.show(figures.collectives())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What each rank keeps
+#
+# Filled is what one of four ranks keeps; the dashed box is gathered before it is computed.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.sharding())
@@ -171,6 +175,8 @@ assert [plan(example.but(nodes=n)).moments["loss"]["whole gradients"] for n in (
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Every strategy, and the GPU's limit
+#
+# Sharding divides the state; activations and logits stay on every GPU.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 plans = [one for one in strategies(example) if one.spec.offload == "none"]
@@ -242,6 +248,8 @@ assert sent["DDP"] > sent["ZeRO-1"], "two parts in fp32 are more than three in b
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is reduced once hides behind one backward pass
+#
+# However many micro-batches came before: only the last backward can hide the sum.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 hybrid = example.but(network=12.5, replicas=2)
@@ -258,6 +266,8 @@ teach.show(figures.overlap([slow[1], plan(hybrid), each]))
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Communication counts where it does not hide
+#
+# On the fast network nearly everything hides; on the slow one waiting decides.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 assert min((one for one in slow if one.fits), key=lambda one: one.speed.step).name == "FSDP2 + 2 replicas"
@@ -299,6 +309,8 @@ assert {"sagemaker_v3.py", "sagemaker_v2.py", "sagemaker_entry.py", "ray_train.p
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Rendezvous: how many, which one, where
+#
+# Three numbers bring the ranks together, and every scheduler provides them.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.rendezvous())
@@ -312,6 +324,8 @@ teach.show(figures.rendezvous())
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A job that comes back
+#
+# Warning, save, exit, requeue: the same command goes on from the newest checkpoint.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.requeue())
