@@ -27,7 +27,10 @@ ranks = shared_ranks(2)
 parameters = task.reference_parameters()
 kinds = {"DDP": "ddp", "ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "fully_shard": "fully_shard"}
 run = {"steps": max(2, max_steps), "seed": seed, "source": source}
-held = {name: ranks(train_sharded, kind=kind, **run)[0]["held"] for name, kind in kinds.items()}
+ways = {name: {"kind": kind} for name, kind in kinds.items()}
+ways["no resharding"] = {"kind": "fully_shard", "reshard_after_forward": False}
+first = {name: ranks(train_sharded, **way, **run)[0] for name, way in ways.items()}
+held = {name: rank["held"] | {"gathered": rank["gathered"]} for name, rank in first.items()}
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # 12 · Sharding
@@ -71,14 +74,18 @@ teach.show(figures.stages())
 # Bytes counted from the tensors' memory; the black line is the formula.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
-stages = {name: measure.expected(parameters, 2, kind.replace("fully_shard", "fsdp")) for name, kind in kinds.items()}
-formula = {name: sum(stage.values()) for name, stage in stages.items()}
+outer = task.outer_parameters()
+formula = {
+    name: measure.expected(parameters, 2, way["kind"])
+    | {"gathered": measure.expected_gathered(parameters, outer, **way)}
+    for name, way in ways.items()
+}
 teach.show(figures.held_bytes(held, formula, parameters))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Counted from the memory behind the tensors, not computed. The black line is the formula. With more ranks the divided
-# parts go on shrinking; stages 1 and 2 have a floor, stage 3 has the gathered units instead. Exercise 12.1 is such a
-# sum with other number types.
+# parts go on shrinking; stages 1 and 2 have a floor, stage 3 has the gathered units instead: hatched, what is there
+# when the forward pass has ended. Exercise 12.1 is such a sum with other number types.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A unit: one flat buffer, a slice for each rank

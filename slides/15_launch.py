@@ -49,7 +49,7 @@ place = Path(scratch.name) / "launch"
 # Two failures. It does not fit: an hour in the queue, then CUDA out of memory; loud, and late. Or it ran something
 # else: a setting that nobody read, and exit code 0. Who has had the first? Everybody. The second? Nobody knows, that
 # is the point. The training program works; now it goes to eight or sixteen GPUs, and every hour costs money. Today is
-# about what can be known before the money is spent, on a laptop without any GPU. About 80 minutes with exercises.
+# about what can be known before the money is spent, on a laptop without any GPU. About 75 minutes with exercises.
 # Needs lessons 01 and 03.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -106,14 +106,16 @@ teach.show(figures.collectives())
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What each rank keeps
 #
-# Filled is what one of four ranks keeps; the dashed box is gathered before it is computed.
+# Filled is what one of four ranks keeps; the numbers are bytes per parameter; the dashed box is gathered first.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.sharding())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Filled is what one of four ranks keeps. Each stage divides one state more. Stage 3 and FSDP also divide the weights,
-# and therefore gather a layer before they can compute it: the dashed box. Lesson 12 does it by hand.
+# Filled is what one of four ranks keeps; bars are as long as their bytes per parameter. ZeRO works on bf16 weights and
+# gradients, and keeps fp32 weights with the moments: 12. Each stage divides one state more. Stage 3 and FSDP also
+# divide the weights, and therefore gather a layer before they can compute it: the dashed box. Lesson 12 does it by
+# hand.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## 16 bytes a parameter
@@ -320,7 +322,7 @@ teach.show(figures.rendezvous())
 # meet. Every scheduler on the slide before only provides these three. torchrun starts a process per GPU and tells
 # each RANK, WORLD_SIZE, LOCAL_RANK; only node-rank differs between machines. This is the static form; with
 # --rdzv-backend c10d master-addr is ignored. On one machine neither is needed: --standalone picks a free port.
-# Exercise 15.3 is this command for machine k.
+# Exercise 15.3 is the function that gives each machine its command.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## A job that comes back
@@ -367,7 +369,7 @@ assert len(batches) >= 6 and all(row.same for row in rows)
 # | FSDP2, `fsdp_sharding_strategy` | keep weights | freed early |
 # | no `fsdp_version` | FSDP2 | FSDP1 |
 # | `fsdp_offload_params` in `fsdp.json` | offload | none |
-# | `rdzv_backend` in the YAML | c10d | the default |
+# | `rdzv_backend` in the YAML | c10d | the default: static |
 # | `num_processes: 16`, 3 x 6 GPUs | 18 ranks | 15 |
 # | layer classes as a YAML list | 1 class | 1 odd name |
 # | `dp_replicate_size`, no prefix | 2 replicas | 1 |
@@ -381,11 +383,11 @@ assert in_use[6:] == [["['Qwen3DecoderLayer']"], [1, 1, 1, 1]], in_use
 scratch.cleanup()
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# One edit each to a good file, planted and resolved when this deck was built. The launcher accepts all eight. The last
-# two raise in the ranks, after the queue (accelerate splits a string of class names at commas; a list becomes its own
-# text); with the others nothing warns and the loss falls. Row 2 is the most frequent
-# one. With 16 processes on three machines accelerate rounds down to 5 each: three GPUs idle, and the learning rate was
-# tuned for another batch. Exercises 15.4 to 15.6 are three broken files of this kind.
+# One edit each to a good file, planted and resolved when this deck was built. The launcher accepts all eight, and
+# nothing warns. With the last two the ranks stop, after the queue (accelerate splits a string of class names at commas;
+# a list becomes its own text); with the other six they train on. With 16 processes on three machines accelerate rounds
+# down to 5 each: three GPUs idle, and the learning rate was tuned for another batch. Exercises 15.4 to 15.6 are three
+# broken files of this kind. Anybody's own files: python -m course_utils.launch explain FILE, exercise 15.7.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Run here what you will run there
@@ -406,9 +408,9 @@ scratch.cleanup()
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Run section 7 live; it takes a few seconds. The program writes down what its ranks see, because exit code 0 proves
 # nothing. Each rank holds half of the weights and half of the moments, exactly what the planner says. Equal losses,
-# within 1e-4, across two strategies, two launchers and an interruption: sharding changes where numbers live, not what
-# they are. It says nothing of NCCL or a network. On the real cluster look at the same four in the first minute: world
-# size, wrapper, shard, batch.
+# within 1e-4, across two strategies, two launchers and an interruption: in fp32 sharding changes where numbers live,
+# not what they are. It says nothing of bf16, of NCCL or a network. On the real cluster look at the same four in the
+# first minute: world size, wrapper, shard, batch.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The last cell writes your run
@@ -434,14 +436,15 @@ scratch.cleanup()
 #
 # - **15.1** Predict what a step waits for
 # - **15.2** Plan a 7B model over a slow network
-# - **15.3** The torchrun command of machine $k$
-# - **15.4** Repair an accelerate YAML (15.5, 15.6: two more files)
-# - **15.7** What went wrong? From run.json and a log
-# - **15.8** Plan a run, and write its files
+# - **15.3** One function, every machine's torchrun command
+# - **15.4** Repair an accelerate YAML (15.5 to 15.7: two more, and a file of your own)
+# - **15.8** What went wrong? From run.json and a log
+# - **15.9** Plan a run, and write its files
 #
-# > Quiz: which four numbers do you want to see before you believe that it is sharded?
+# > Quiz: which four facts do you want to see before you believe that it is sharded?
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# 35 minutes. The tools themselves judge: accelerate, TrainingArguments, DeepSpeedConfig, torchrun. In 15.2 let them
-# look at what the best default plan waits for. Answer to the quiz: world size, the wrapper's class, parameters held
-# by one rank against those of the model, the effective batch, all from inside the program. This is the last lesson.
+# 30 minutes for 15.1, 15.3, 15.4, 15.8 and 15.9; the others go further. The tools themselves judge: accelerate,
+# TrainingArguments, DeepSpeedConfig, torchrun. In 15.2 let them look at what the best default plan waits for. Answer to
+# the quiz: world size, the wrapper's class, parameters held by one rank against those of the model, the effective
+# batch, all from inside the program. This is the last lesson.

@@ -99,7 +99,9 @@ def execute(notebook: Path, executed: Path, folder: Path, parameters: dict[str, 
         kernel_name="python3",
         cwd=folder,
         progress_bar=False,
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no remark about loopback traffic on every start
+        # No remark about loopback traffic on every start, and after ^C no traceback of a kernel that finds its
+        # connection closed; what a cell raises is in the notebook, not in this log.
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
     )
 
 
@@ -145,15 +147,15 @@ def describe_failure(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 when all is built, 1 when a notebook failed (the others are built all the same)."""
+    """Exit code 0 when all is built, 1 when a notebook failed (the others are built all the same), 2 for bad input."""
     parser = argparse.ArgumentParser(description="Build the notebooks whose source, helpers or figures changed.")
     parser.add_argument("only", nargs="*", help="numbers or names, such as 01 or slides/01_training_loop.py")
     parser.add_argument("--force", action="store_true", help="build even what did not change, with all outputs anew")
     options = parser.parse_args(arguments)
     wanted = {s: n for s, n in targets().items() if not options.only or _is_named(s, options.only)}
     if not wanted:
-        print(f"only={options.only}: no such source; allowed: {', '.join(_names())}", file=sys.stderr)
-        return 1
+        print(f"error: only={options.only}: no such source; allowed: {', '.join(_names())}", file=sys.stderr)
+        return 2
     failures = []
     for source, notebook in wanted.items():
         name = notebook.relative_to(ROOT)

@@ -30,7 +30,7 @@ LAYOUT = {"left": {"collapsed": False, "visible": True, "current": "@jupyterlab/
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Copy, write the start page, become JupyterLab; exit code 1 with one sentence where that cannot be."""
+    """Copy, write the start page, become JupyterLab; exit code 2 with one sentence where that cannot be."""
     parser = argparse.ArgumentParser(description="JupyterLab on copies of the lessons in work/.", allow_abbrev=False)
     parser.add_argument("--new", metavar="NN", help="put the newer version of lesson NN (or of all) beside your copy")
     parser.add_argument("--folder", type=Path, default=ROOT / "work", help="where your copies are; default: work/")
@@ -39,16 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.folder.resolve()
     numbers = [path.name[:2] for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
     if options.new not in (None, "all", *numbers):
-        print(f"new={options.new}: no such lesson; allowed: all, {', '.join(numbers)}", file=sys.stderr)
-        return 1
+        print(f"error: new={options.new}: no such lesson; allowed: all, {', '.join(numbers)}", file=sys.stderr)
+        return 2
     if (folder / "course_utils").is_dir():
-        print(f"folder={folder}: this is the course itself; allowed: a folder for your copies", file=sys.stderr)
-        return 1
+        print(f"error: folder={folder}: this is the course itself; allowed: a folder for your copies", file=sys.stderr)
+        return 2
     try:
         prepare(ROOT, folder, options.new)
     except OSError as error:
-        print(f"{error.filename or folder} cannot be written: {error.strerror}", file=sys.stderr)
-        return 1
+        print(f"error: {error.filename or folder} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     print(f"your copies of the lessons: {folder}", flush=True)
     if not options.copy_only:
         command = jupyterlab(folder, others)

@@ -3,18 +3,22 @@
     python -m course_utils.authoring.run_course                 # all lessons, as they are
     python -m course_utils.authoring.run_course 01 -p max_steps 40
 
-The executed notebooks lie in ``build/executed/``. A failing lesson does not stop the others; its error is printed last
-and the exit code is 1. CPU-seconds stand beside seconds: far more seconds than CPU-seconds per core mean a host that is
-busy with something else.
+The executed notebooks lie in ``build/executed/``, each only once its lesson has ended. A failing lesson does not stop
+the others; its error is printed last and the exit code is 1 (2 for a command line that cannot be used). CPU-seconds
+stand beside seconds: far more seconds than CPU-seconds per core mean a host that is busy with something else.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import logging
+import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +47,37 @@ def run(notebooks: list[Path], folder: Path, parameters: dict[str, Any] | None =
         print(f"[{number}/{len(notebooks)}] {notebook.stem:<24}", end=" ", flush=True)
         began, used = time.perf_counter(), cpu_seconds()
         try:
-            result = execute(notebook, folder / notebook.name, notebook.parent, parameters)
+            with _written_at_the_end(folder / notebook.name) as unfinished:
+                result = execute(notebook, unfinished, notebook.parent, parameters)
             outcome = f"{sum(cell.cell_type == 'code' for cell in result.cells):>3} cells"
         except Exception as error:  # a broken lesson must not stop the others
             failures[notebook.stem] = describe_failure(error)
             outcome = "   FAILED"
         print(f"{outcome} {time.perf_counter() - began:>5.0f} s {cpu_seconds() - used:>5.0f} CPU-s", flush=True)
     return failures
+
+
+@contextmanager
+def _written_at_the_end(executed: Path) -> Iterator[Path]:
+    """A name to execute into, as papermill writes after every cell: ``executed`` appears when the lesson has ended.
+
+    A lesson that failed has ended too, and what its cells said is there to be read; one that was interrupted has not.
+    """
+    unfinished = executed.with_name(f".{executed.stem}.{os.getpid()}.tmp.ipynb")
+    logger = logging.getLogger("papermill")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of parameters' lines that it cannot read; ``refusal`` has checked ours
+    try:
+        yield unfinished
+    except Exception:
+        if unfinished.exists():
+            os.replace(unfinished, executed)
+        raise
+    else:
+        os.replace(unfinished, executed)
+    finally:
+        logger.setLevel(level)
+        unfinished.unlink(missing_ok=True)
 
 
 def cpu_seconds() -> float:
@@ -97,7 +125,7 @@ def parameters_of(lesson: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 when every lesson ran through."""
+    """Exit code 0 when every lesson ran through, 2 for a command line that cannot be used."""
     parser = argparse.ArgumentParser(description="Execute the lessons into build/executed/.")
     parser.add_argument("only", nargs="*", help="numbers such as 01, or names; all without")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="lesson parameter")
@@ -105,8 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [n for n in lessons() if not options.only or {n.stem, n.stem[:2]} & set(options.only)]
     parameters = {name: as_value(text) for name, text in options.p}
     if complaint := refusal(options.only, chosen, parameters):
-        print(complaint, file=sys.stderr)
-        return 1
+        print(f"error: {complaint}", file=sys.stderr)
+        return 2
     folder = ROOT / "build" / "executed"
     began, used = time.perf_counter(), cpu_seconds()
     try:

@@ -37,7 +37,7 @@ class Template:
         fields: field name -> column, for data sets whose columns are called otherwise; others keep their name.
 
     Raises:
-        ValueError: the prompt ends in a space, or a template has no field.
+        ValueError: the prompt ends in a space, or a template has no field or one that is no column's name.
     """
 
     prompt: str = "{instruction}\n\n{input}\n\nAnswer:"
@@ -46,27 +46,40 @@ class Template:
 
     def __post_init__(self) -> None:
         for name in ("prompt", "answer"):
-            if not _field_names(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r} has no field; allowed: at least one like {{output}}")
+            text = getattr(self, name)
+            try:
+                fields = _field_names(text)
+                self._fill(text, dict.fromkeys(fields, "x"))
+            except Exception as error:  # str.format's: a lone brace, {}, {a.b}, {a[0]}, a format that text has not
+                reason = str(error) if isinstance(error, ValueError) else "a field is a column's name alone"
+                sentence = f"{name}={text!r} is no template ({reason}); allowed: fields like {{output}}"
+                raise ValueError(sentence) from error
+            if not fields:
+                raise ValueError(f"{name}={text!r} has no field; allowed: at least one like {{output}}")
         if self.prompt.endswith(" "):
             raise ValueError(
                 f"prompt={self.prompt!r} ends in a space, which byte-level tokenizers join to the answer's first word; "
                 "allowed: the space at the start of the answer"
             )
 
+    @property
+    def names(self) -> set[str]:
+        """The fields of both templates."""
+        return _field_names(self.prompt) | _field_names(self.answer)
+
     def render(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """``(prompt, answer)`` of one row.
 
         Raises:
-            ValueError: the row lacks a column; the sentence names those it has.
+            ValueError: the row lacks a column, or holds a list, a mapping or bytes there; the sentence names it.
         """
-        wanted = _field_names(self.prompt) | _field_names(self.answer)
+        wanted = self.names
         missing = sorted(self.fields.get(name, name) for name in wanted if self.fields.get(name, name) not in row)
         if missing:
             raise ValueError(
                 f"the row has no column {', '.join(map(repr, missing))}; allowed: fields that map to {sorted(row)}"
             )
-        values = {name: _text(row[self.fields.get(name, name)]) for name in wanted}
+        values = {name: _text(row[self.fields.get(name, name)], self.fields.get(name, name)) for name in wanted}
         return self._fill(self.prompt, values), self._fill(self.answer, values)
 
     @staticmethod
@@ -80,7 +93,9 @@ def _field_names(text: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, column: str) -> str:
+    if isinstance(value, (list, tuple, dict, bytes)):
+        raise ValueError(f"the row has {column}={str(value)[:60]}; allowed: text, a number, or nothing")
     return "" if value is None else str(value)
 
 

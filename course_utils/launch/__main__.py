@@ -1,6 +1,7 @@
 """Plan a training run, write its launch files, check that they say what was asked (lesson 15).
 
     python -m course_utils.launch plan  --model Qwen/Qwen3-8B --nodes 2 --gpu H100-80GB      # does it fit, how fast?
+    python -m course_utils.launch plan  --nodes 64 --max_steps 100000 --strategies           # days on 512 GPUs
     python -m course_utils.launch write --model Qwen/Qwen3-8B --nodes 2 --folder launch      # the launch files
     python -m course_utils.launch write --spec run.yaml --micro_batch 4 --overwrite          # a file; flags win
     python -m course_utils.launch check launch                                               # asked against resolved
@@ -60,7 +61,14 @@ def build_parser() -> Parser:
         text = f"{field.description}{f' [{unit}]' if unit else ''} (default: {default})".replace("%", "%%")
         group.add_argument(f"--{name}", metavar=_metavar(field), default=argparse.SUPPRESS, help=text)
     usage = f"{parser.prog} %s [--spec FILE] [--FIELD VALUE ...]"
-    commands.add_parser("plan", parents=[fields], help="memory, speed and cost: does it fit?", usage=usage % "plan")
+    plan = commands.add_parser(
+        "plan",
+        parents=[fields],
+        help="memory, speed, cost, and days when machines fail: does it fit?",
+        usage=usage % "plan" + " [--strategies] [--layouts]",
+    )
+    plan.add_argument("--strategies", action="store_true", help="compare all strategies on days and cost")
+    plan.add_argument("--layouts", action="store_true", help="FSDP2's: copies x shards x GPUs that share a matrix")
     write = commands.add_parser(
         "write",
         parents=[fields],
@@ -77,6 +85,8 @@ def build_parser() -> Parser:
         help="folder of launch files (default: launch); without a spec: explained",
     )
     check.add_argument("--differences", action="store_true", help="print only what differs")
+    families = commands.add_parser("families", help="which models can be planned, which not and why")
+    families.add_argument("types", nargs="*", metavar="TYPE", help="model_type of a config.json (default: list all)")
     explain = commands.add_parser("explain", help="what do these files really do? no spec needed, nothing is executed")
     explain.add_argument("files", nargs="+", metavar="FILE", help="YAML, JSON, shell script or Python file of one run")
     explain.add_argument(
@@ -112,12 +122,26 @@ def read_spec(given: argparse.Namespace) -> Spec:
 
 def plan(given: argparse.Namespace) -> int:
     spec = read_spec(given)
+    from course_utils.launch.planner.budget import budget_table, days_table
+    from course_utils.launch.planner.layouts import layouts
     from course_utils.launch.planner.plan import plan as plan_of
+    from course_utils.launch.planner.plan import strategies
     from course_utils.launch.planner.report import plan_table
 
     found = plan_of(spec)
-    print(plan_table(found))
+    print(plan_table(found), budget_table(found), sep="\n\n")
+    if given.strategies:
+        print("", days_table(strategies(spec)), sep="\n")
+    if given.layouts:
+        print("", days_table(layouts(spec)), sep="\n")
     return 0 if found.fits else 1
+
+
+def families(given: argparse.Namespace) -> int:
+    from course_utils.models.shapes_families import answer, listing
+
+    print("\n".join(answer(kind) for kind in given.types) or listing())
+    return 0
 
 
 def write(given: argparse.Namespace) -> int:
@@ -171,7 +195,9 @@ def main(words: list[str] | None = None) -> int:
     """Run one command; ``words`` None: those of the command line. Returns the exit code."""
     try:
         given = build_parser().parse_args(words)
-        return {"plan": plan, "write": write, "check": check, "explain": explain}[given.command](given)
+        return {"plan": plan, "families": families, "write": write, "check": check, "explain": explain}[given.command](
+            given
+        )
     except (SpecError, OSError) as error:
         message = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
         if len(message) > LONGEST:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from course_utils.errors import SpecError
 from course_utils.models.shapes import ModelShape, builtin, layer_parameters, vocabulary_parameters
+from course_utils.models.shapes_families import ACTIVATIONS, UNGATED, check_family, refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 # Names of one thing in different configurations, the usual one first.
 NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
-    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim"),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "ffn_hidden_size"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
     "activation": ("hidden_act", "hidden_activation", "activation_function", "activation"),
 }
 FUSED = ("qkv_proj", "Wqkv", "c_attn", "query_key_value")
+QK_NORMS = {"q_norm", "k_norm", "q_layernorm", "k_layernorm"}
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop")
 
 
 def shape_of(model: str | ModelShape, hub: bool = True) -> ModelShape:
@@ -66,11 +69,11 @@ def _config(model: str, hub: bool) -> PreTrainedConfig:
     if not is_path and not hub:
         raise SpecError(f"model={model!r} is neither a folder nor built in; allowed without the hub: {known}")
     with contextlib.suppress(Exception):  # a folder, a file, or in the hub client's cache
-        return AutoConfig.from_pretrained(model, local_files_only=True)  # no remote code: the default
+        return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     try:
         if not is_path:
             require_hub()  # says at once that there is no network; the hub's client retries for half a minute
-        return AutoConfig.from_pretrained(model, local_files_only=is_path)
+        return AutoConfig.from_pretrained(model, local_files_only=is_path, trust_remote_code=False)
     except Exception as error:  # whatever the hub client, the JSON parser or the config class raises
         where = "holds no usable config.json" if is_path else "was not found on the Hugging Face hub"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(";")[0][:160]
@@ -106,60 +109,99 @@ def is_causal(model: str) -> bool:
 
 
 def meta_model(config: PreTrainedConfig) -> nn.Module:
-    """The model of a config without memory."""
+    """The model of a config without memory.
+
+    Raises:
+        SpecError: transformers cannot build it.
+    """
     import torch
 
-    with torch.device("meta"), contextlib.redirect_stdout(None):
-        return model_class(config).from_config(config)
+    try:
+        with torch.device("meta"), contextlib.redirect_stdout(None):
+            return model_class(config).from_config(config)
+    except Exception as error:  # whatever a model's class makes of sizes that do not go together
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise refused(config, f"transformers cannot build it from its config ({reason})") from None
 
 
 def shape_of_config(config: PreTrainedConfig) -> ModelShape:
-    """The shape of a transformers config; the parameter counts are those of the real model on the ``meta`` device."""
-    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
-        if getattr(config, name, None):
-            raise SpecError(f"model has {name}={getattr(config, name)}; allowed: models without mixtures of experts")
+    """The shape of a transformers config; the parameter counts are those of the real model on the ``meta`` device.
+
+    Raises:
+        SpecError: a family or a setting that the planner does not count, see ``check_family``.
+    """
+    check_family(config)
+    return shape_of_model(meta_model(config), config)
+
+
+def shape_of_model(model: nn.Module, config: PreTrainedConfig) -> ModelShape:
+    """The shape of a built model (on any device).
+
+    Raises:
+        SpecError: as ``shape_of_config``, and where the config's sizes are not the model's.
+    """
+    family = check_family(config)
     sizes = {field: _first(config, field) for field in NAMES}
-    if config.is_encoder_decoder or not all(sizes[name] for name in NAMES if name != "intermediate_size"):
-        raise SpecError(f"model of type {config.model_type!r} is not known; allowed: encoders and decoders of text")
-    return shape_of_model(meta_model(config), config, sizes)
-
-
-def shape_of_model(model: nn.Module, config: PreTrainedConfig, sizes: dict[str, Any] | None = None) -> ModelShape:
-    """The shape of a built model (on any device)."""
-    from torch import nn
-
-    sizes = sizes or {field: _first(config, field) for field in NAMES}
+    activation = sizes.pop("activation") or "gelu"  # BLOOM and MPT name none
+    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
     layers = _layers(model, sizes["num_hidden_layers"])
     layer = layers[-1]
     names = {name.rpartition(".")[2] for name, _ in layer.named_modules()}
-    heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
-    activation = sizes.pop("activation")
-    output = model.get_output_embeddings()
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
+    eager, shared = model.config._attn_implementation == "eager", _key_value_heads(config, heads) == 1 < heads
+    attention = family.attention if eager or family.attention == "math" and shared else ""
     found = ModelShape(
-        vocab_size=model.get_input_embeddings().weight.shape[0],
-        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        vocab_size=embedding.shape[0],
+        num_key_value_heads=_key_value_heads(config, heads),
         head_dim=getattr(config, "head_dim", None) or hidden // heads,
         **sizes | {"intermediate_size": sizes["intermediate_size"] or 4 * hidden},
         gated_mlp=bool(names & {"gate_proj", "gate_up_proj", "Wi"}),
-        tie_word_embeddings=output is not None and output.weight is model.get_input_embeddings().weight,
+        tie_word_embeddings=output is not None and output.weight is embedding,
         layer_class=type(layer).__name__,
-        norm="layer" if any(isinstance(module, nn.LayerNorm) for module in layer.modules()) else "rms",
-        qk_norm=bool(names & {"q_norm", "q_layernorm"}),
+        norm=family.norm,
+        norms=_norms(layer),
+        post_norms=family.post_norms,
+        qk_norm=bool(names & QK_NORMS),
         rotary=any("rotary" in name.lower() for name, _ in model.named_modules()),
         fused_projections=bool(names & set(FUSED)),
-        activation="gelu_new" if activation == "gelu_new" else "function",
+        activation=activation if activation in ("gelu_new", "relu") else "function",
+        attention=attention or ("eager" if eager else "sdpa"),
+        reordered=family.reordered,
+        soft_capping=bool(getattr(config, "attn_logit_softcapping", None)),
+        logit_capping=bool(getattr(config, "final_logit_softcapping", None)),
+        dropouts=family.dropout[1] if getattr(config, family.dropout[0], 0) else 0,
+        attention_dropout=eager and any(getattr(config, name, 0) for name in ATTENTION_DROPOUT),
         **_sliding(config, len(layers)),
         lm_head=output is not None,
     )
+    if activation not in (ACTIVATIONS if found.gated_mlp else UNGATED):
+        raise refused(config, f"what its activation function {activation!r} keeps is not counted")
+    if embedding.shape[1] != hidden:
+        raise refused(config, f"its embedding is {embedding.shape[1]} wide and its layers {hidden}")
     rest = sum(p.numel() for p in layer.parameters()) - layer_parameters(found)
     everything = sum(p.numel() for p in model.parameters())
     in_layers = sum(p.numel() for p in layers.parameters())
     outside = everything - in_layers - vocabulary_parameters(found)
     # Layers may differ by a norm or so (ModernBERT's first has none): the difference is kept outside.
     outside += in_layers - len(layers) * (layer_parameters(found) + rest)
-    if rest < 0 or outside < 0:
-        raise SpecError(f"model of type {config.model_type!r} is not known; allowed: encoders and decoders of text")
+    matrices = sum(p.numel() for p in layers.parameters() if p.dim() > 1)
+    if rest < 0 or outside < 0 or matrices != len(layers) * layer_parameters(found):
+        raise refused(config, "its layers hold other matrices than its config says")
     return found.model_copy(update={"layer_other": rest, "other": outside})
+
+
+def _norms(layer: nn.Module) -> int:
+    """Norms of a layer but those of queries and keys."""
+    kinds = [(name, type(module).__name__.lower()) for name, module in layer.named_modules()]
+    return sum("norm" in kind and not QK_NORMS & set(name.split(".")) for name, kind in kinds)
+
+
+def _key_value_heads(config: PreTrainedConfig, heads: int) -> int:
+    if getattr(config, "new_decoder_architecture", False):  # Falcon 40B
+        return config.num_kv_heads
+    if getattr(config, "multi_query", False):  # Falcon 7B, StarCoder
+        return 1
+    return getattr(config, "num_key_value_heads", None) or heads
 
 
 def _sliding(config: PreTrainedConfig, count: int) -> dict[str, int]:

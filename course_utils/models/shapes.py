@@ -14,7 +14,9 @@ class ModelShape(BaseModel):
     """A transformer's sizes, under the names of Hugging Face configurations.
 
     The fields after ``layer_class`` describe the rest by what training keeps of it: which intermediate results autograd
-    saves depends on the kind of norm, activation function and projections.
+    saves depends on norms, attention, activation function, dropout and projections. The kinds of norm: ``rms`` (as in
+    Llama: normalised in fp32, weighted in the layer's type), ``rms32`` (as in Gemma: weighted in fp32 too), ``layer``
+    (``nn.LayerNorm``), ``layer32`` (OLMo's: in fp32, without weights), ``mean32`` (Cohere's, written out in Python).
 
     Raises:
         SpecError: a size is missing, unknown or out of range.
@@ -32,11 +34,21 @@ class ModelShape(BaseModel):
     gated_mlp: bool = True
     tie_word_embeddings: bool = False
     layer_class: str = ""  # the class FSDP wraps, such as "Qwen3DecoderLayer"; empty: asked of the model
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Literal["rms", "rms32", "layer", "layer32", "mean32"] = "rms"
+    norms: int = Field(2, ge=1)  # norms of a layer as wide as its input; 1: attention and MLP read the same one
+    post_norms: int = Field(0, ge=0)  # of these, how many read a matrix's result, not the sum through the layers
     qk_norm: bool = False  # queries and keys are normalised per head (Qwen3)
     rotary: bool = True
     fused_projections: bool = False  # queries, keys and values from one matrix, gate and up from another
-    activation: Literal["function", "gelu_new"] = "function"  # gelu_new: GPT-2's, written out in Python
+    # gelu_new: GPT-2's, written out in Python; relu keeps its result only, which the next matrix needs anyway
+    activation: Literal["function", "gelu_new", "relu"] = "function"
+    # eager: the scores are tensors; eager32: queries and keys are made fp32 first; math: SDPA's fallback, all in fp32
+    attention: Literal["sdpa", "eager", "eager32", "math"] = "sdpa"
+    reordered: bool = False  # rotated queries are put together anew, so that SDPA's result has to be copied into order
+    soft_capping: bool = False  # scores pass a tanh (Gemma 2)
+    logit_capping: bool = False  # so do the scores over the vocabulary
+    dropouts: int = Field(0, ge=0)  # dropouts of a layer on tensors as wide as its input
+    attention_dropout: bool = False  # on the scores; SDPA keeps only the state of the random numbers
     sliding_layers: int = Field(0, ge=0)  # layers whose tokens see only their ``sliding_window`` neighbours
     sliding_window: int = Field(0, ge=0)
     lm_head: bool = True  # scores over the vocabulary at every position; False: a classifier on top
@@ -128,7 +140,7 @@ def _qwen3(*sizes: int, tied: bool = False) -> ModelShape:
 def _gpt2(hidden: int, layers: int, heads: int) -> ModelShape:
     return ModelShape(
         **_sizes(50257, hidden, 4 * hidden, layers, heads, heads, hidden // heads),
-        **{"layer_class": "GPT2Block", "norm": "layer", "activation": "gelu_new"},
+        **{"layer_class": "GPT2Block", "norm": "layer", "activation": "gelu_new", "dropouts": 2},
         **{"gated_mlp": False, "tie_word_embeddings": True, "rotary": False, "fused_projections": True},
         **{"layer_other": 4 * hidden + (3 + 1 + 4 + 1) * hidden, "other": 1024 * hidden + 2 * hidden},
     )

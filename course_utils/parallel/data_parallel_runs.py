@@ -1,7 +1,7 @@
 """The reference run, data parallel in five ways; each function runs on a rank (lessons 11 and 13).
 
     ranks(train_data_parallel, kind="ddp", steps=10)
-    # -> per rank {"losses", "from_alone", "from_micro_batches", "world_size", "backend", "wrapper", "sample", "hash"}
+    # -> per rank {"losses", "from_alone", "from_micro_batches", "world_size", "backend", "wrapper", "hash", ...}
 
 All of them take the same rows in the same order as ``reference.train_alone``, and divide by the targets of all ranks.
 """
@@ -20,8 +20,10 @@ from course_utils.data.batches import IGNORED, Batch, to_device
 from course_utils.parallel import reference
 from course_utils.parallel.data_parallel import AverageAfter, AverageInBuckets
 from course_utils.parallel.links import GroupLink, join_group
+from course_utils.parallel.sharded import shard_shapes
 
 KINDS = ("naive", "bucketed", "ddp", "accelerate", "trainer")
+Trained = tuple[list[float], Any, str | None]  # losses, the wrapped model, accelerate's distributed type
 EVERY = 101  # each 101st weight is sent home for comparisons
 
 
@@ -45,8 +47,9 @@ def train_data_parallel(
     Returns:
         ``losses`` per step, over the targets of all ranks; ``from_alone``: the largest difference of a final weight
         from ``reference.train_alone``; ``from_micro_batches``: from one process that adds up as many micro-batches as
-        the ranks have together; ``world_size``, ``backend``, ``wrapper``: what really ran; ``sample``: some weights;
-        ``hash``: of all of them.
+        the ranks have together; ``world_size``, ``backend``, ``distributed_type`` (accelerate's; None: without it),
+        ``wrapper``, ``shards`` (name -> shape of what this rank has of each parameter): what really ran; ``sample``:
+        some weights; ``hash``: of all of them.
 
     Raises:
         ValueError: an unknown ``kind``.
@@ -58,12 +61,12 @@ def train_data_parallel(
     batches = reference.global_batches(steps, size, seed, source)
     mine = [_micro_batches(batch, link, accumulation) for batch in batches]
     if kind == "trainer":
-        rows = _dealt_in_turn(batches, link.size, accumulation)
-        losses, wrapper = _with_trainer(model, rows, link, steps, accumulation, average_tokens)
+        rows = dealt_in_turn(batches, link.size, accumulation)
+        losses, wrapped, label = _with_trainer(model, rows, link, steps, accumulation, average_tokens)
     elif kind == "accelerate":
-        losses, wrapper = _with_accelerate(model, mine, link)
+        losses, wrapped, label = _with_accelerate(model, mine, link)
     else:
-        losses, wrapper = _with_loop(model, mine, link, kind)
+        losses, wrapped, label = _with_loop(model, mine, link, kind)
     weights = reference.flat_weights(model)
     alone, parts = (_alone(steps, size, seed, source, number) for number in (1, link.size * accumulation))
     return {
@@ -72,7 +75,9 @@ def train_data_parallel(
         "from_micro_batches": (weights - parts).abs().max().item(),
         "world_size": link.size,
         "backend": link.backend,
-        "wrapper": wrapper,
+        "distributed_type": label,
+        "wrapper": type(wrapped).__name__,
+        "shards": shard_shapes(model),
         "sample": weights[::EVERY].tolist(),
         "hash": reference.hash_of(weights),
     }
@@ -94,7 +99,7 @@ def _targets(window: list[Batch], link: GroupLink) -> int:
     return int(link.all_reduce(own))
 
 
-def _with_loop(model: nn.Module, mine: list[list[Batch]], link: GroupLink, kind: str) -> tuple[list[float], str]:
+def _with_loop(model: nn.Module, mine: list[list[Batch]], link: GroupLink, kind: str) -> Trained:
     """A plain loop around one of the wrappers, which all have ``no_sync``; DDP has nothing to finish."""
     if kind == "ddp":
         wrapped = nn.parallel.DistributedDataParallel(model)
@@ -113,10 +118,10 @@ def _with_loop(model: nn.Module, mine: list[list[Batch]], link: GroupLink, kind:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(link.all_reduce(total).item())
-    return losses, type(wrapped).__name__
+    return losses, wrapped, None
 
 
-def _with_accelerate(model: nn.Module, mine: list[list[Batch]], link: GroupLink) -> tuple[list[float], str]:
+def _with_accelerate(model: nn.Module, mine: list[list[Batch]], link: GroupLink) -> Trained:
     """Accelerate's calls in the same loop; the rows are dealt out already, so there is no loader to prepare."""
     from accelerate import Accelerator
 
@@ -124,8 +129,8 @@ def _with_accelerate(model: nn.Module, mine: list[list[Batch]], link: GroupLink)
 
     accelerator = Accelerator()
     wrapped, optimizer = accelerator.prepare(model, reference.new_optimizer(model))
-    wrapper = expect_ranks(accelerator, link.size, wrapped)["wrapper"] if link.size > 1 else type(wrapped).__name__
     losses = []
+    expect_ranks(accelerator, link.size, wrapped)
     for window in mine:
         targets, total = _targets(window, link), torch.zeros((), device=link.device)
         for number, batch in enumerate(window, start=1):
@@ -136,12 +141,12 @@ def _with_accelerate(model: nn.Module, mine: list[list[Batch]], link: GroupLink)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(accelerator.reduce(total, "sum").item())
-    return losses, wrapper
+    return losses, wrapped, accelerator.distributed_type.name
 
 
 def _with_trainer(
     model: nn.Module, rows: list, link: GroupLink, steps: int, accumulation: int, average_tokens: bool
-) -> tuple[list[float], str]:
+) -> Trained:
     """The Trainer, whose rows are arranged so that its own dealing gives each rank the share of the reference."""
     from course_utils.parallel.what_ran import check_ranks
     from course_utils.training.settings import logged, quiet_trainer
@@ -157,7 +162,7 @@ def _with_trainer(
             model,
             folder,
             rows,
-            data_collator=_stacked,
+            data_collator=stacked,
             compute_loss_func=summed,
             use_cpu=link.device.type == "cpu",
             max_steps=steps,
@@ -172,10 +177,11 @@ def _with_trainer(
         trainer.optimizer = reference.new_optimizer(model)
         check_ranks(trainer)
         trainer.train()
-        return [loss for _, loss in logged(trainer, "loss")], type(trainer.model_wrapped).__name__
+        losses = [loss for _, loss in logged(trainer, "loss")]
+        return losses, trainer.model_wrapped, trainer.accelerator.distributed_type.name
 
 
-def _dealt_in_turn(batches: list[Batch], ranks: int, accumulation: int) -> list[dict[str, Tensor]]:
+def dealt_in_turn(batches: list[Batch], ranks: int, accumulation: int) -> list[dict[str, Tensor]]:
     """All ranks' rows in the order in which the Trainer's loader deals out batches: rank 0, rank 1, ..., rank 0.
 
     The first label of a row is no target; it is marked so, because the Trainer counts every label that is not -100.
@@ -192,5 +198,5 @@ def _dealt_in_turn(batches: list[Batch], ranks: int, accumulation: int) -> list[
     return rows
 
 
-def _stacked(rows: list[dict[str, Tensor]]) -> Batch:
+def stacked(rows: list[dict[str, Tensor]]) -> Batch:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from course_utils.data.batches import Batch
 from course_utils.parallel import reference
+from course_utils.parallel.data_parallel_runs import dealt_in_turn, stacked
 from course_utils.parallel.deepspeed_runs import BATCH, begin, bytes_held, facts, on_gpus, run_batches
 
 OPTIMIZERS = ("reference", "trainer", "block")
@@ -142,9 +143,9 @@ def train_trainer(
 
         args = training_arguments(folder, steps, accumulation, before, **arguments)
         model = reference.new_model(seed)
-        rows = _rows(steps, dist.get_world_size(), accumulation, seed, source)
+        rows = _rows(steps, accumulation, seed, source)
         kind = OneGroup if optimizer == "reference" else Trainer
-        trainer = kind(model, args, train_dataset=rows, data_collator=_collate)
+        trainer = kind(model, args, train_dataset=rows, data_collator=stacked)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         engine = trainer.model_wrapped
@@ -184,8 +185,8 @@ def train_accelerate(
         accelerator = Accelerator(deepspeed_plugin=plugin, gradient_accumulation_steps=accumulation)
         model = reference.new_model(seed)
         ranks = dist.get_world_size()
-        rows = _rows(steps, ranks, accumulation, seed, source)
-        loader = DataLoader(rows, BATCH // ranks // accumulation, collate_fn=_collate)
+        rows = _rows(steps, accumulation, seed, source)
+        loader = DataLoader(rows, BATCH // ranks // accumulation, collate_fn=stacked)
         model, optimizer, _ = accelerator.prepare(model, reference.new_optimizer(model), loader)
         kind = accelerator.distributed_type.name
         if kind != "DEEPSPEED":
@@ -235,27 +236,10 @@ def load_for_zero3(folder: str, model_first: bool) -> dict[str, int]:
         }
 
 
-def _rows(steps: int, ranks: int, accumulation: int, seed: int, source: str) -> list[dict[str, Tensor]]:
-    """The reference's rows in the order in which loaders deal out batches: rank 0, rank 1, ..., rank 0.
-
-    The first label of a row is -100: the Trainer counts labels, and the first is not predicted.
-    """
-    found = []
-    for batch in reference.global_batches(steps, BATCH, seed, source):
-        parts = [
-            reference.share(reference.share(batch, rank, ranks), i, accumulation)
-            for i in range(accumulation)
-            for rank in range(ranks)
-        ]
-        for part in parts:
-            part = part | {"labels": part["labels"].clone()}
-            part["labels"][:, 0] = -100
-            found += [{name: value[i] for name, value in part.items()} for i in range(len(part["labels"]))]
-    return found
-
-
-def _collate(rows: list[dict[str, Tensor]]) -> Batch:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+def _rows(steps: int, accumulation: int, seed: int, source: str) -> list[dict[str, Tensor]]:
+    """The reference's rows in the order in which loaders deal out batches."""
+    batches = reference.global_batches(steps, BATCH, seed, source)
+    return dealt_in_turn(batches, dist.get_world_size(), accumulation)
 
 
 def _plain(value: Any) -> Any:

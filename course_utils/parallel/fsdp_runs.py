@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from course_utils.parallel import reference
+from course_utils.parallel.data_parallel_runs import dealt_in_turn, stacked
 from course_utils.parallel.held import held, local
 from course_utils.parallel.sharded import join, make_adamw, my_rows, rehearsal, set_up, shard_shapes, whole_weights
 from course_utils.parallel.zero import STAGES
@@ -26,8 +28,8 @@ KINDS = ("ddp", *STAGES, "fully_shard", "fsdp1", "fsdp2", "fsdp2_trainer")
 
 
 @functools.cache
-def _alone(steps: int, seed: int, source: str) -> dict[str, Any]:
-    return reference.train_alone(steps, seed=seed, source=source)
+def _alone(steps: int, seed: int, source: str, parts: int = 1) -> dict[str, Any]:
+    return reference.train_alone(steps, seed=seed, source=source, accumulation=parts)
 
 
 @functools.cache
@@ -58,7 +60,13 @@ def gradient_length(model: nn.Module, optimizer: Any) -> float:
 
 
 def train_sharded(
-    kind: str, steps: int = 8, seed: int = 0, source: str = "local", rehearse: bool = True, **options: Any
+    kind: str,
+    steps: int = 8,
+    seed: int = 0,
+    source: str = "local",
+    rehearse: bool = True,
+    accumulation: int = 1,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train the reference run in the way ``kind`` on the ranks that call it.
 
@@ -68,6 +76,7 @@ def train_sharded(
             ``TrainingArguments``); "ddp" for comparison.
         steps: optimizer steps, >= 2.
         rehearse: False: accelerate is not told to shard on CPU ranks (see ``rehearsal``), and does not.
+        accumulation: micro-batches a step and rank; ranks x ``accumulation`` must divide 8.
         **options: for zero3 and fully_shard ``reshard_after_forward``; for fully_shard what ``shard`` takes; for fsdp2
             fields of accelerate's plugin, or ``environment``: the variables that ``accelerate launch`` makes of a YAML
             file; for fsdp2_trainer keys of ``fsdp_config``.
@@ -75,7 +84,9 @@ def train_sharded(
     Returns:
         ``losses`` (a float a step), ``from_alone`` and ``losses_from_alone`` (largest difference to one process),
         ``gradient_from_alone`` (relative difference of the first gradient's length), ``world_size``, ``backend``,
-        ``distributed_type``, ``wrapper``, ``shards`` (name -> local shape), ``held`` (bytes before the last step).
+        ``distributed_type``, ``wrapper``, ``shards`` (name -> local shape), ``held`` (bytes before the last step),
+        ``from_micro_batches`` (as ``from_alone``, to one process that takes the ranks' micro-batches in turn); without
+        the Trainer also ``gathered``: bytes of whole parameters beside the shards after the last forward pass.
 
     Raises:
         ValueError: an unknown ``kind``.
@@ -83,7 +94,7 @@ def train_sharded(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is not known; allowed: {', '.join(KINDS)}")
     device = join()
-    run = {"steps": steps, "seed": seed, "source": source}
+    run = {"steps": steps, "seed": seed, "source": source, "accumulation": accumulation}
     if kind == "fsdp2_trainer":
         found = _with_trainer(rehearse=rehearse, **run, **options)
     elif kind == "fsdp2":
@@ -91,44 +102,56 @@ def train_sharded(
             found = _train(kind, device, **run, **options)
     else:
         found = _train(kind, device, **run, **options)
-    alone = _alone(steps, seed, source)
+    alone, parts = (_alone(steps, seed, source, n) for n in (1, accumulation * dist.get_world_size()))
     apart = [abs(a - b) for a, b in zip(found["losses"], alone["losses"], strict=True)]
     found["gradient_from_alone"] = abs(found.pop("gradient") / _alone_gradient(seed, source) - 1)
-    found["from_alone"] = (found.pop("weights") - alone["weights"]).abs().max().item()
+    weights = found.pop("weights")
     return {
         **found,
+        "from_alone": (weights - alone["weights"]).abs().max().item(),
+        "from_micro_batches": (weights - parts["weights"]).abs().max().item(),
         "losses_from_alone": max(apart),
         "world_size": dist.get_world_size(),
         "backend": dist.get_backend(),
     }
 
 
-def _train(kind: str, device: torch.device, steps: int, seed: int, source: str, **options: Any) -> dict[str, Any]:
+def _train(
+    kind: str, device: torch.device, steps: int, seed: int, source: str, accumulation: int, **options: Any
+) -> dict[str, Any]:
     """The loop of ``reference.train_alone``, with this rank's rows."""
     model, optimizer, step, facts = set_up(kind, reference.new_model(seed).to(device), **options)
     scale = 1 if kind in STAGES else dist.get_world_size()  # by hand gradients are summed; DDP and FSDP average them
-    losses = []
+    losses, gathered = [], facts.pop("gathered")
     for number, batch in enumerate(reference.global_batches(steps, seed=seed, source=source)):
-        loss = reference.summed_loss(model, my_rows(batch, device)) / reference.count_targets(batch)
-        (loss * scale).backward()
+        mine, total = my_rows(batch, device), torch.zeros((), device=device)
+        for part in range(accumulation):
+            waits = kind == "ddp" and part < accumulation - 1  # the others reduce after every micro-batch
+            with model.no_sync() if waits else nullcontext():
+                rows = reference.share(mine, part, accumulation)
+                loss = reference.summed_loss(model, rows) / reference.count_targets(batch)
+                facts["gathered"] = gathered()
+                (loss * scale).backward()
+            total += loss.detach()
         if number == steps - 1:
             facts["held"] = held(model, optimizer)
         step()
         if number == 0:
             facts["gradient"] = gradient_length(model, optimizer)
-        total = loss.detach().clone()
         dist.all_reduce(total)
         losses.append(total.item())
     return {"losses": losses, "weights": facts.pop("gather")(), **facts}
 
 
-def _with_trainer(steps: int, seed: int, source: str, rehearse: bool, **config: Any) -> dict[str, Any]:
+def _with_trainer(
+    steps: int, seed: int, source: str, accumulation: int, rehearse: bool, **config: Any
+) -> dict[str, Any]:
     """FSDP2 through ``TrainingArguments``: the same rows in the same order, AdamW with one group, no clipping."""
     from transformers import TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    batches = reference.global_batches(steps, seed=seed, source=source)
-    rows = [{name: value[i] for name, value in batch.items()} for batch in batches for i in range(8)]
+    ranks = dist.get_world_size()
+    rows = dealt_in_turn(reference.global_batches(steps, seed=seed, source=source), ranks, accumulation)
     found: dict[str, Any] = {}
 
     class Look(TrainerCallback):
@@ -146,7 +169,8 @@ def _with_trainer(steps: int, seed: int, source: str, rehearse: bool, **config: 
             use_cpu=not torch.cuda.is_available(),
             fsdp=True,
             fsdp_config={"transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]} | config,
-            per_device_train_batch_size=8 // dist.get_world_size(),
+            per_device_train_batch_size=8 // ranks // accumulation,
+            gradient_accumulation_steps=accumulation,
             train_sampling_strategy="sequential",
             max_steps=steps,
             max_grad_norm=0,
@@ -163,7 +187,7 @@ def _with_trainer(steps: int, seed: int, source: str, rehearse: bool, **config: 
                 reference.new_model(seed),
                 args,
                 train_dataset=rows,
-                data_collator=lambda some: {name: torch.stack([row[name] for row in some]) for name in some[0]},
+                data_collator=stacked,
                 callbacks=[Look()],
             )
             trainer.remove_callback(PrinterCallback)

@@ -48,22 +48,36 @@ def held(model: nn.Module, optimizer: Any) -> dict[str, int]:
     }
 
 
-def expected(parameters: int, ranks: int, strategy: str) -> dict[str, float]:
+DIVIDED = {"ddp": (), "zero1": STATES[2:], "zero2": STATES[1:], "zero3": STATES, "fully_shard": STATES}
+
+
+def expected(parameters: int, ranks: int, kind: str) -> dict[str, float]:
     """Bytes on each rank by the formula: fp32, AdamW: 4 + 4 + 8 bytes a parameter, the sharded ones divided by N.
 
     Rajbhandari et al. 2020, figure 1, with fp32 in place of mixed precision; lesson 15's planner has the other types.
 
     Args:
-        strategy: "ddp", "zero1", "zero2", "zero3" or "fsdp".
+        kind: a key of ``DIVIDED``; "fully_shard" stands for every FSDP.
 
     Raises:
-        ValueError: an unknown ``strategy``.
+        ValueError: an unknown ``kind``.
     """
-    divided = {"ddp": (), "zero1": STATES[2:], "zero2": STATES[1:], "zero3": STATES, "fsdp": STATES}
-    if strategy not in divided:
-        raise ValueError(f"strategy={strategy!r} is not known; allowed: {', '.join(divided)}")
+    if kind not in DIVIDED:
+        raise ValueError(f"kind={kind!r} is not known; allowed: {', '.join(DIVIDED)}")
     size = {"parameters": 4, "gradients": 4, "optimizer": 8}
-    return {name: size[name] * parameters / (ranks if name in divided[strategy] else 1) for name in STATES}
+    return {name: size[name] * parameters / (ranks if name in DIVIDED[kind] else 1) for name in STATES}
+
+
+def expected_gathered(parameters: int, outer: int, kind: str, reshard_after_forward: bool = True) -> int:
+    """Bytes of whole fp32 parameters that lie beside the shards when the forward pass has ended, by the formula.
+
+    Args:
+        outer: parameters in no layer: their unit stays, as the backward pass begins with it.
+        kind: as for ``expected``; where parameters are not divided nothing is gathered.
+    """
+    if "parameters" not in DIVIDED[kind]:
+        return 0
+    return 4 * (outer if reshard_after_forward else parameters)
 
 
 def gathered_bytes(model: nn.Module) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from course_utils.data.batches import Batch, to_device
 from course_utils.parallel import reference
-from course_utils.parallel.held import local
+from course_utils.parallel.held import bytes_behind, gathered_bytes, local
 from course_utils.parallel.zero import STAGES
 
 
@@ -101,6 +101,8 @@ def shard_shapes(model: nn.Module) -> dict[str, list[int]]:
 def set_up(kind: str, model: nn.Module, **options: Any) -> tuple[nn.Module, Any, Callable, dict[str, Any]]:
     """A sharded model, its optimizer, a function for one step, and facts: type, wrapper, shards, how to gather.
 
+    ``facts["gathered"]()`` are the bytes of whole parameters that lie beside the shards at that moment.
+
     Args:
         kind: any of ``KINDS`` but "fsdp2_trainer".
     """
@@ -108,6 +110,7 @@ def set_up(kind: str, model: nn.Module, **options: Any) -> tuple[nn.Module, Any,
         zero = STAGES[kind](model, list(model.model.layers), make_adamw, **options)
         shards = {f"unit {number}": list(unit.own.shape) for number, unit in enumerate(zero.units)}
         facts = {"distributed_type": None, "wrapper": type(zero).__name__, "shards": shards}
+        facts["gathered"] = zero.gathered_bytes if kind == "zero3" else lambda: 0  # else they are the parameters
         return model, zero.optimizer, zero.step, facts | {"gather": zero.whole_weights}
     accelerate_type = None
     if kind == "fsdp2":
@@ -127,8 +130,9 @@ def set_up(kind: str, model: nn.Module, **options: Any) -> tuple[nn.Module, Any,
         optimizer.zero_grad()
 
     gather = functools.partial(_fsdp1_weights if kind == "fsdp1" else whole_weights, model)
+    gathered = functools.partial(_fsdp1_gathered if kind == "fsdp1" else gathered_bytes, model)
     facts = {"distributed_type": accelerate_type, "wrapper": type(model).__name__, "shards": shard_shapes(model)}
-    return model, optimizer, step, facts | {"gather": gather}
+    return model, optimizer, step, facts | {"gather": gather, "gathered": gathered}
 
 
 def _prepare(model: nn.Module, environment: dict[str, str] | None = None, **options: Any) -> tuple[nn.Module, Any, str]:
@@ -168,6 +172,13 @@ def _fsdp1(model: nn.Module, **options: Any) -> nn.Module:
     where = device.index if device.type == "cuda" else device
     settings = {"auto_wrap_policy": policy, "use_orig_params": True, "device_id": where}
     return FullyShardedDataParallel(model, **(settings | options))
+
+
+def _fsdp1_gathered(model: nn.Module) -> int:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    units = FullyShardedDataParallel.fsdp_modules(model)
+    return bytes_behind(unit._handle.flat_param._full_param_padded for unit in units)
 
 
 def _fsdp1_weights(model: nn.Module) -> Tensor:

@@ -1,14 +1,16 @@
-"""What the recipes' command lines share: one sentence and exit code 2 for what cannot be used, and flags' ranges."""
+"""What the programs' command lines share: one sentence and exit code 2 for what cannot be used, and flags' types."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
+import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def refuse(sentence: object) -> NoReturn:
@@ -17,8 +19,21 @@ def refuse(sentence: object) -> NoReturn:
     raise SystemExit(2)
 
 
+@contextlib.contextmanager
+def refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Around what the user's input makes fail: ValueError, OSError, ImportError or one of ``kinds`` is refused."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, *kinds) as error:
+        refuse(str(error).strip() or type(error).__name__)
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage of all flags."""
+    """Says what is wrong in one sentence, without the usage of all flags; help begins with the program's docstring."""
+
+    def __init__(self, **options: Any) -> None:
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         refuse(message)
@@ -35,10 +50,62 @@ def from_to(lowest: float, highest: float = math.inf, kind: type = int) -> Calla
         except ValueError:
             value = math.nan
         if not (lowest <= value <= highest and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"{text!r} is out of range; allowed: {allowed}")
+            raise ArgumentTypeError(f"{text!r} is out of range; allowed: {allowed}")
         return value
 
     return read
+
+
+def folder_to_write(text: str) -> Path:
+    """A flag's ``type``: a folder that is there and can be written, or can be made."""
+    return _to_write(text, "a folder", "a file")
+
+
+def file_to_write(text: str) -> Path:
+    """A flag's ``type``: a file that can be written, whose folder may be still to make."""
+    return _to_write(text, "a file", "a folder")
+
+
+def _to_write(text: str, wanted: str, other: str) -> Path:
+    path = Path(text)
+    if not text.strip() or "\0" in text:
+        raise ArgumentTypeError(f"{text!r} is no name; allowed: {wanted}, or a new name")
+    try:
+        if path.exists() and path.is_dir() != (wanted == "a folder"):
+            raise ArgumentTypeError(f"{text!r} is {other}; allowed: {wanted}, or a new name")
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except OSError as error:
+        raise ArgumentTypeError(f"{text!r} cannot be used ({error.strerror}); allowed: {wanted}") from error
+    if path != there and not there.is_dir():
+        raise ArgumentTypeError(f"{text!r} would lie in {str(there)!r}, which is a file; allowed: {wanted}")
+    if not os.access(there, os.W_OK):
+        raise ArgumentTypeError(f"{text!r} cannot be written; allowed: {wanted} in a folder that you may write to")
+    return path
+
+
+def file_of_rows(text: str) -> Path:
+    """A flag's ``type``: a file of JSON lines to read (``json_lines``)."""
+    if "\0" in text or not (os.path.isfile(text) and Path(text).suffix in (".json", ".jsonl")):
+        raise ArgumentTypeError(f"{text!r} is no such file; allowed: a file of JSON lines (.jsonl, .json)")
+    return Path(text)
+
+
+def model_name(text: str) -> str:
+    """A flag's ``type``: a model's folder, or what may be a name on the hub."""
+    return _folder_with(text, "config.json", "a model's folder, or a hub name", needed=text.startswith(("/", ".", "~")))
+
+
+def adapter_folder(text: str) -> str:
+    """A flag's ``type``: a folder with LoRA adapters, as PEFT saves them."""
+    return _folder_with(text, "adapter_config.json", "a folder with a LoRA adapter", needed=True)
+
+
+def _folder_with(text: str, file: str, allowed: str, needed: bool) -> str:
+    if not text.strip() or "\0" in text:
+        raise ArgumentTypeError(f"{text!r} is no name; allowed: {allowed}")
+    if (needed or os.path.exists(text)) and not os.path.isfile(os.path.join(text, file)):
+        raise ArgumentTypeError(f"{text!r} has no {file}; allowed: {allowed}")
+    return text
 
 
 @contextlib.contextmanager
@@ -50,8 +117,20 @@ def from_folder_or_hub(name: str, kind: str) -> Iterator[None]:
 
     Raises:
         ConnectionError: ``name`` is no folder and the hub is out of reach, or has no ``name``.
+        ValueError: a model's folder holds damaged files, or those of another kind of model.
     """
     from course_utils.hub import from_hub
 
-    with contextlib.nullcontext() if Path(name).is_dir() else from_hub(name, kind):
+    if not Path(name).is_dir():
+        with from_hub(name, kind):
+            yield
+        return
+    try:
         yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # whatever JSON, safetensors, the tokenizer or the configuration's class raises
+        if kind != "model":
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        raise ValueError(f"{name!r} cannot be loaded ({reason}); allowed: a model's folder, all files whole") from error

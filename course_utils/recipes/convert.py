@@ -25,44 +25,45 @@ unfinished, damaged or another model's is refused in one sentence, with exit cod
 from __future__ import annotations
 
 import argparse
-import sys
+import re
 from pathlib import Path
-from typing import NoReturn
 
 from transformers.utils.logging import disable_progress_bar
 
 from course_utils.parallel.convert import ConversionError, Converted, convert_checkpoint
+from course_utils.recipes.command_line import Parser, folder_to_write, from_to, model_name, refusing
 
 
-def refuse(sentence: str) -> NoReturn:
-    """End the program as for any flag that cannot be used."""
-    print(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(2)
+def name(text: str) -> str:
+    """A flag's ``type``: the name of a class, not empty."""
+    if not text.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is no class; allowed: a model of transformers, as Qwen3ForCausalLM")
+    return text
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage of all flags."""
-
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
+def size(text: str) -> str:
+    """A flag's ``type``: such as "5GB", which huggingface_hub reads as 5e9 bytes."""
+    match = re.fullmatch(r"([0-9]+(\.[0-9]+)?) ?[KMGT]B", text, re.IGNORECASE)
+    if not match or float(match[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; allowed: a number >= 1 with KB, MB, GB or TB")
+    return text
 
 
 def read_settings(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; one that cannot be used ends the program."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, help="checkpoint-500, pytorch_model_fsdp_0, a folder of dcp.save, or global_step500")
-    add("--model", required=True, help="the model that was trained: a folder or a hub name")
-    add("--out", type=Path, required=True, help="the new folder")
+    add("--model", type=model_name, required=True, help="the model that was trained: a folder or a hub name")
+    add("--out", type=folder_to_write, required=True, help="the new folder")
     add("--adapter", choices=["keep", "merge"], help="of a LoRA run: the adapter alone, or added to its base")
     add(
         "--adapter_config", type=Path, help="folder with adapter_config.json; looked for beside the checkpoint if unset"
     )
-    add("--architecture", help="the class that was trained, if config.json names another")
-    add("--num_labels", type=int, help="classes of a classifier's head, if config.json says otherwise")
+    add("--architecture", type=name, help="the class that was trained, if config.json names another")
+    add("--num_labels", type=from_to(1), help="classes of a classifier's head, if config.json says otherwise")
     add("--dtype", choices=["float32", "bfloat16", "float16"], help="of the written weights; as saved if unset")
-    add("--max_shard_size", default="5GB", help="of one safetensors file")
+    add("--max_shard_size", type=size, default="5GB", help="of one safetensors file")
     add("--overwrite", action="store_true", help="replace --out if it is a model's folder")
     add("--no_verify", action="store_true", help="DeepSpeed: do not compare all files with their checksums first")
     return parser.parse_args(arguments)
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> Converted:
     """Convert and say what was made; ``arguments`` None: those of the command line."""
     settings = read_settings(arguments)
     disable_progress_bar()
-    try:
+    with refusing(ConversionError):
         changes = {} if settings.num_labels is None else {"num_labels": settings.num_labels}
         made = convert_checkpoint(
             settings.checkpoint,
@@ -87,8 +88,6 @@ def main(arguments: list[str] | None = None) -> Converted:
             overwrite=settings.overwrite,
             verify=not settings.no_verify,
         )
-    except (ConversionError, ValueError, OSError) as error:  # the user's to repair: no traceback
-        refuse(" ".join(str(error).split()))
     counts = f"{made.tensors} tensors, {made.parameters:,} parameters, {'/'.join(made.dtypes)}"
     print(f"{made.source} -> {made.folder}: {counts}")
     print(f"files: {', '.join(made.files)}")

@@ -54,6 +54,7 @@ from course_utils.recipes.command_line import refuse
 from course_utils.recipes.finetune_model import load_model, load_words
 from course_utils.recipes.finetune_resume import GoingOn, choose_checkpoint, made_with, position
 from course_utils.recipes.finetune_settings import Config
+from course_utils.training.checked_loading import DoesNotFit
 from course_utils.training.evaluation import macro_f1
 from course_utils.training.loop import summed_cross_entropy
 from course_utils.training.owned_folder import owned_folder
@@ -121,6 +122,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         trainer.add_callback(MarkComplete(lambda: facts | position(trainer, report)))
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
+        except (DoesNotFit, WrongRun) as error:  # found while the checkpoint is loaded: nothing is written yet
+            refuse(error)
         except NothingLeft:  # the weights are loaded; perhaps the job was killed while it saved its result
             trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
         if trainer.state.global_step >= trainer.state.max_steps:

@@ -9,24 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from course_utils.parallel.what_ran import WriteRun, data_ranks
+from course_utils.parallel.what_ran import WriteRun, WrongRun, data_ranks
 from course_utils.recipes.finetune_data import fingerprint
 from course_utils.recipes.finetune_settings import Config
-from course_utils.training.resume import Facts, agreed_checkpoint, forget_checkpoints, read_facts
+from course_utils.training.checked_loading import CheckedLoading, check_trainer_state
+from course_utils.training.resume import (
+    COMPLETE,
+    Facts,
+    agreed_checkpoint,
+    barrier,
+    forget_checkpoints,
+    read_facts,
+    way_back,
+)
 
 # These may differ under --resume adapt: the same rows come in the same order, only cut otherwise.
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
 ARGUMENTS = ("seed", "data_seed", "train_sampling_strategy", "optim", "learning_rate", "weight_decay")
 ARGUMENTS += ("adam_beta1", "adam_beta2", "adam_epsilon")
 WORDS = {"model": "model", "data": "training data"}  # what is known by a checksum only
+POSITION = ("rows_seen", "epoch", "rows_in_epoch", "step")
 
 
-class GoingOn(Trainer):
+class GoingOn(CheckedLoading):
     """A Trainer that can begin ``skipped`` steps into epoch ``epoch``, whatever the number of the step is."""
 
     begin: tuple[int, int] | None = None  # (epoch, skipped), in this run's steps; None: as the step's number says
@@ -50,6 +61,21 @@ class GoingOn(Trainer):
         return self.begin[0], self.begin[1] * self.args.gradient_accumulation_steps
 
     taken = 0  # steps of the checkpoint
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """First remove what a killed save, a damaged checkpoint or other ranks left in the same place."""
+        if self.args.should_save:
+            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+        barrier()
+        super()._save_checkpoint(model, trial)
+
+    def _prepare_for_training(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+        try:
+            return super()._prepare_for_training(*arguments, **options)
+        except ValueError as error:
+            if "DeepSpeed config values that mismatch" not in str(error):
+                raise
+            raise WrongRun(" ".join(str(error).split())) from None  # the user's two settings contradict each other
 
 
 def made_with(trainer: Trainer) -> Facts:
@@ -79,7 +105,10 @@ def compare(before: Facts, now: Facts, checkpoint: Path, adapt: bool) -> None:
     anew = "--resume false (begins anew)"
     for name in [*BATCH, *ARGUMENTS, *WORDS]:
         if name not in before:
-            raise ValueError(f"{checkpoint} does not say with which {name} it was made; allowed: {anew}")
+            raise ValueError(
+                f"{checkpoint} does not say with which {name} it was made (in its manifest {COMPLETE!r}); allowed: "
+                f"{way_back(checkpoint)}; or {anew}"
+            )
         if before[name] == now[name] or (adapt and name in BATCH):
             continue
         if name in WORDS:
@@ -87,6 +116,36 @@ def compare(before: Facts, now: Facts, checkpoint: Path, adapt: bool) -> None:
         ways = "--resume adapt (goes on at the row where it stopped), " if name in BATCH else ""
         raise ValueError(
             f"{name}={now[name]} contradicts {checkpoint}, made with {before[name]}; allowed: the same, {ways}or {anew}"
+        )
+
+
+def check_position(before: Facts, checkpoint: Path) -> None:
+    """Raise ``ValueError`` where the manifest does not say where the checkpoint's run was."""
+    for name in POSITION:
+        if isinstance(value := before.get(name), bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"{checkpoint} says {name}={value!r} in its manifest {COMPLETE!r}, which is no whole number >= 0; "
+                f"allowed: {way_back(checkpoint)}; or --resume false (begins anew)"
+            )
+
+
+def saved_by(checkpoint: Path) -> str:
+    """Whose files hold the weights: each engine reads its own only."""
+    names = [path.name for path in checkpoint.iterdir()]
+    if any(name.startswith("pytorch_model_fsdp") for name in names):
+        return "FSDP"
+    return "DEEPSPEED" if "latest" in names or any(name.startswith("global_step") for name in names) else "one file"
+
+
+def check_engine(checkpoint: Path, engine: str) -> None:
+    """Raise ``ValueError`` where the files are another engine's than this run's (a ``DistributedType``'s name)."""
+    saved, ours = saved_by(checkpoint), engine if engine in ("FSDP", "DEEPSPEED") else "one file"
+    if saved != ours:
+        words = {"one file": "whole, on one process or with DDP", "FSDP": "by FSDP", "DEEPSPEED": "by DeepSpeed"}
+        raise ValueError(
+            f"{checkpoint} was saved {words[saved]}, and this run reads what is saved {words[ours]}; allowed: the same "
+            "strategy, --resume false (begins anew), or the folder that python -m course_utils.recipes.convert makes "
+            "of it as --model_name_or_path"
         )
 
 
@@ -132,6 +191,9 @@ def choose_checkpoint(config: Config, trainer: GoingOn, report: WriteRun, now: F
     def check(checkpoint: Path) -> None:
         before = read_facts(checkpoint)
         compare(before, now, checkpoint, adapt)
+        check_position(before, checkpoint)
+        check_trainer_state(checkpoint, before["step"])
+        check_engine(checkpoint, engine)
         beginning(before, now, checkpoint, engine)
 
     chosen = agreed_checkpoint(args.output_dir, args.resume_from_checkpoint, check)

@@ -7,7 +7,8 @@
 Both engines get the same token ids and the same rules for stopping: the end token, one of --stop, or --max_new_tokens.
 Greedy unless --temperature is above 0. Rows with ``completion`` are scored: exact match and ROUGE-L, and BERTScore with
 --bert_score_model, an encoder such as distilbert/distilbert-base-uncased. An adapter is merged into the model first.
-vLLM needs a GPU and its own versions of torch; its branch has not been run here.
+vLLM needs a GPU and its own versions of torch; its branch has not been run here. --out appears whole or not at all;
+what cannot be used, a flag or a row, ends the program before any work, with one sentence and exit code 2.
 """
 
 from __future__ import annotations
@@ -16,14 +17,29 @@ import argparse
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from course_utils.data.instructions import pad_left
+from course_utils.recipes.command_line import (
+    Parser,
+    adapter_folder,
+    file_of_rows,
+    file_to_write,
+    from_folder_or_hub,
+    from_to,
+    model_name,
+    refuse,
+    refusing,
+)
+from course_utils.recipes.json_lines import rows_of, whole_file
 from course_utils.training.bert_score import bert_scores
+
+COLUMNS = ({"prompt", "completion"}, {"prompt"})
+COLDEST = 0.01  # below it logits divided by the temperature overflow; vLLM stops there too
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class StopRules:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} is out of range; allowed: a whole number >= 1")
+        if "" in self.texts:
+            raise ValueError("stop='' is empty and would end every answer; allowed: a text")
 
     def cut(self, text: str) -> tuple[str, bool]:
         """``text`` up to the first stop text, and whether there was one."""
@@ -83,8 +101,11 @@ def generate(
     Args:
         temperature: 0 is greedy.
         seed: of the sampling; nothing else is drawn from the global generator.
+
+    Raises:
+        ValueError: a prompt without a token.
     """
-    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    ids = token_ids(tokenizer, prompts)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else rules.eos_token_ids[0]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -112,6 +133,18 @@ def generate(
     return [found[i] for i in range(len(prompts))]
 
 
+def token_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt's token ids.
+
+    Raises:
+        ValueError: a prompt has none; the sentence counts from 1.
+    """
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    if empty := [number for number, row in enumerate(ids, 1) if not row]:
+        raise ValueError(f"prompt {empty[0]} of {len(ids)} has no token; allowed: at least one to go on from")
+    return ids
+
+
 def read_answer(new: Sequence[int], tokenizer: Any, rules: StopRules) -> Answer:
     """New token ids, perhaps with padding behind, as an answer: the same for both engines."""
     ends = [place for place, token in enumerate(new) if token in rules.eos_token_ids]
@@ -133,22 +166,30 @@ def generate_with_vllm(
         stop=list(rules.texts) or None,
         seed=seed,
     )
-    ids = [{"prompt_token_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts]
+    ids = [{"prompt_token_ids": row} for row in token_ids(tokenizer, prompts)]
     outputs = LLM(model=path, seed=seed).generate(ids, settings, use_tqdm=False)
     return [read_answer(o.outputs[0].token_ids, tokenizer, rules) for o in outputs]
 
 
 def load(path: str, adapter: str | None = None) -> tuple[Any, Any]:
-    """``(model, tokenizer)``; an adapter folder is merged into the model."""
+    """``(model, tokenizer)``; an adapter folder is merged into the model.
+
+    Raises:
+        ConnectionError: a hub name, and the hub is out of reach.
+        ValueError, OSError: a folder's files are damaged, or do not belong together.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(path)
+    with from_folder_or_hub(path, "model"):
+        model = AutoModelForCausalLM.from_pretrained(path)
     if adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        with from_folder_or_hub(adapter, "model"):
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     folder = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else path
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with from_folder_or_hub(folder, "model"):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     return model, tokenizer
 
 
@@ -171,33 +212,46 @@ def load_encoder(path: str) -> tuple[Any, Any]:
     """The encoder at ``path`` and its tokenizer, for BERTScore."""
     from transformers import AutoModel, AutoTokenizer
 
-    return AutoModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    with from_folder_or_hub(path, "model"):
+        return AutoModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+
+
+def read_settings(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; one that cannot be used ends the program."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--model", type=model_name, required=True, help="a folder or a hub name")
+    add("--adapter", type=adapter_folder, help="a folder with a LoRA adapter for it")
+    add("--file", type=file_of_rows, required=True, help="JSON lines with prompt and, to be scored, completion")
+    add("--out", type=file_to_write, required=True, help="JSON lines with prompt, answer and reason")
+    add("--engine", default="auto", choices=("auto", "vllm", "transformers"))
+    add("--batch_size", type=from_to(1), default=32)
+    add("--max_new_tokens", type=from_to(1), default=64)
+    add("--stop", nargs="*", default=[], help="texts that end an answer")
+    add("--temperature", type=from_to(0, kind=float), default=0.0, help=f"0: greedy; else at least {COLDEST}")
+    add("--bert_score_model", type=model_name, help="an encoder, a folder or a hub name: BERTScore among the scores")
+    options = parser.parse_args(arguments)
+    if 0 < options.temperature < COLDEST:
+        refuse(f"argument --temperature: {options.temperature} is out of range; allowed: 0, or at least {COLDEST}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Write one JSON line per prompt, print the scores where there are references."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder or a hub name")
-    parser.add_argument("--adapter", help="a folder with a LoRA adapter for it")
-    parser.add_argument("--file", required=True, help="JSON lines with prompt and, to be scored, completion")
-    parser.add_argument("--out", required=True, help="JSON lines with prompt, answer and reason")
-    parser.add_argument("--engine", default="auto", help="auto, vllm or transformers")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("--stop", nargs="*", default=[], help="texts that end an answer")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--bert_score_model", help="an encoder, a folder or a hub name: BERTScore among the scores")
-    options = parser.parse_args(arguments)
-    try:
+    options = read_settings(arguments)
+    with refusing():
         engine = choose_engine(options.engine)
-        lines = Path(options.file).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line]
+        rules = StopRules((), options.max_new_tokens, tuple(options.stop))
+        rows = list(rows_of(options.file, "file", COLUMNS))
+        if options.bert_score_model and "completion" not in rows[0]:
+            refuse("argument --bert_score_model: without completions there is nothing to score; allowed: none")
         encoder = load_encoder(options.bert_score_model) if options.bert_score_model else None
         model, tokenizer = load(options.model, options.adapter)
-        rules = StopRules((tokenizer.eos_token_id,), options.max_new_tokens, tuple(options.stop))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    prompts = [row["prompt"] for row in rows]
+        if tokenizer.eos_token_id is None:
+            refuse(f"argument --model: {options.model!r} has no end token; allowed: a model whose tokenizer has one")
+        rules = replace(rules, eos_token_ids=(tokenizer.eos_token_id,))
+        prompts = [row["prompt"] for row in rows]
+        token_ids(tokenizer, prompts)  # an empty one is said before any answer
     if engine == "vllm":
         folder = options.model
         if options.adapter:  # vLLM reads a folder: the merged model gets one
@@ -210,11 +264,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         answers = generate(
             model, tokenizer, prompts, rules, batch_size=options.batch_size, temperature=options.temperature
         )
-    with Path(options.out).open("w", encoding="utf-8") as stream:
+    with refusing(), whole_file(options.out) as stream:
         for prompt, answer in zip(prompts, answers, strict=True):
             stream.write(json.dumps({"prompt": prompt, "answer": answer.text, "reason": answer.reason}) + "\n")
     found = {}
-    if all("completion" in row for row in rows):
+    if "completion" in rows[0]:
         references = [row["completion"] for row in rows]
         found = score(answers, references)
         if encoder:

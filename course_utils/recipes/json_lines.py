@@ -1,4 +1,4 @@
-"""Rows from a file of JSON lines, each checked once; what cannot be used is named by file, row and column."""
+"""Rows from a file of JSON lines, each checked once and named by file, row and column; and files written whole."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from course_utils.data.cache import progress_bars_off
 
@@ -43,7 +44,7 @@ def rows_of(path: str | Path, name: str, columns: Columns) -> Iterator[dict[str,
             missing = " and no ".join(sorted((wanted or columns[0]) - row.keys()))
             has = _shown(sorted(row)).replace('"', "'")
             raise ValueError(f"{place} has no {missing}, but the columns {has}; allowed: {words_for(columns)}")
-        yield {column: _checked(row[column], column, place) for column in sorted(wanted)}
+        yield {column: checked(row[column], column, place) for column in sorted(wanted)}
     if wanted is None:
         raise ValueError(f"{file} has no rows; allowed: at least one")
 
@@ -73,7 +74,12 @@ def _parse(line: bytes, place: str) -> Any:
         raise ValueError(f"{place} is no JSON ({reason}); allowed: one object a line") from error
 
 
-def _checked(value: Any, column: str, place: str) -> str:
+def checked(value: Any, column: str, place: str) -> str:
+    """``value`` as text that can be written; ``place`` names file and row.
+
+    Raises:
+        ValueError: it is no text (nor, in the column ``label``, a whole number), or holds half a character.
+    """
     if column == "label" and isinstance(value, (int, bool)):
         value = str(value)
     if not isinstance(value, str):
@@ -91,6 +97,21 @@ def _checked(value: Any, column: str, place: str) -> str:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A stream to write; once the block is left without an error it is ``path``, every byte on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def words_for(columns: Columns) -> str:

@@ -13,16 +13,19 @@ A flag that cannot be used, or that contradicts the folder's checkpoints, is sai
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import DataCollatorWithPadding
 
 from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
+from course_utils.hub import require_hub
 from course_utils.models import load_classifier, load_tokenizer
-from course_utils.recipes.command_line import Parser, from_to, refuse
-from course_utils.training.checkpoint import CheckpointError, latest_checkpoint
+from course_utils.recipes.command_line import Parser, folder_to_write, from_to, refuse
+from course_utils.training.checkpoint import CheckpointError, latest_checkpoint, verify_checkpoint
 from course_utils.training.evaluation import evaluate
 from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import ForeachAdamW, parameter_groups
@@ -37,7 +40,7 @@ def read_settings(arguments: list[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
     add, share = parser.add_argument, from_to(0, 1, float)
-    add("--folder", type=Path, required=True, help="where checkpoints and result.json go")
+    add("--folder", type=folder_to_write, required=True, help="where checkpoints and result.json go")
     # data
     add("--source", default="local", choices=["local", "hub"], help="the course's data and model, or the hub's")
     add("--batch_size", type=from_to(1), default=32, help="rows per micro-batch")
@@ -66,8 +69,6 @@ def read_settings(arguments: list[str] | None) -> argparse.Namespace:
         refuse("--hidden_size and --num_hidden_layers contradict --source hub, a pretrained model; allowed: neither")
     if (settings.hidden_size or 0) % SIZE_STEP:
         refuse(f"argument --hidden_size: {settings.hidden_size} does not fit; allowed: a multiple of {SIZE_STEP}")
-    if settings.folder.exists() and not settings.folder.is_dir():
-        refuse(f"argument --folder: {str(settings.folder)!r} is a file; allowed: a folder, or a new name")
     return settings
 
 
@@ -75,25 +76,46 @@ def check_same_run(settings: argparse.Namespace) -> None:
     """End the program if the folder's checkpoints belong to other flags; a run that begins writes its flags down.
 
     Loading a checkpoint would silently undo some of them (learning_rate, seed) and mix others in (batch_size).
+
+    Raises:
+        CheckpointError: the newest checkpoint is damaged.
     """
     file = settings.folder / "settings.json"
     flags = {name: value for name, value in vars(settings).items() if name not in MAY_CHANGE}
-    if latest_checkpoint(settings.folder) is None:  # written only now: a kill while writing must not matter later
+    newest = latest_checkpoint(settings.folder)
+    if newest is None:  # written only now: a kill while writing must not matter later
         settings.folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(flags, indent=2))
-    elif file.exists():
+        return
+    verify_checkpoint(newest)
+    began = read_flags(file, flags.keys())
+    for name, value in flags.items():
+        if began[name] != value:
+            refuse(
+                f"argument --{name}: {value} contradicts the checkpoints in {settings.folder}, made with "
+                f"{began[name]}; allowed: the same command, or another --folder"
+            )
+
+
+def read_flags(file: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The flags that an earlier start wrote down; ends the program where they are not there."""
+    try:
         began = json.loads(file.read_text())
-        for name, value in flags.items():
-            if began.get(name, value) != value:
-                refuse(
-                    f"argument --{name}: {value} contradicts the checkpoints in {settings.folder}, made with "
-                    f"{began[name]}; allowed: the same command, or another --folder"
-                )
+        if isinstance(began, dict) and began.keys() == set(names):
+            return began
+        reason = "does not hold the flags of this program"
+    except FileNotFoundError:
+        reason = "is missing"
+    except (OSError, ValueError):
+        reason = "cannot be read"
+    refuse(f"{file} {reason}, and says how the checkpoints beside it were made; allowed: another --folder")
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train, or go on training; returns what result.json gets. ``arguments`` None: those of the command line."""
     settings = read_settings(arguments)
+    if settings.source == "hub":
+        require_hub()  # before anything is written
     check_same_run(settings)
     config = LoopConfig(
         max_steps=settings.max_steps,
@@ -154,4 +176,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError, CheckpointError) as error:
-        raise SystemExit(f"error: {error}") from None
+        refuse(error)

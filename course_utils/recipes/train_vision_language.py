@@ -11,38 +11,54 @@ One process on the CPU, a short try:
 
 `course_utils.launch` writes such lines from a spec. Stages 1 and 2, tower and scorer, are made once, by the first
 process of each machine, and kept in --output_dir/stages.pt; the others wait and read. The output folder also gets the
-weights and run.json: what really ran. Every flag of TrainingArguments is understood; --learning_rate is that of the
-new parts.
+weights and run.json: what really ran; one run at a time may have it. Every flag of TrainingArguments is understood or
+refused; --learning_rate is that of the new parts. What cannot be used ends the program before any work, with one
+sentence and exit code 2.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+import pickle
+from argparse import ArgumentTypeError
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser, Qwen3ForCausalLM, SiglipVisionModel, TrainingArguments, set_seed
+from transformers import Qwen3ForCausalLM, SiglipVisionModel, TrainingArguments, set_seed
 
-from course_utils.data.visual_questions import IMAGE, VqaCollator, scene_tokenizer, visual_questions
+from course_utils.data.visual_questions import IMAGE, KINDS, PATCHES, VqaCollator, scene_tokenizer, visual_questions
 from course_utils.models.vision_language import VisionLanguageModel, text_config, vision_config
 from course_utils.parallel import report
-from course_utils.parallel.what_ran import WriteRun, check_ranks
+from course_utils.parallel.what_ran import WriteRun, WrongRun, check_ranks
+from course_utils.recipes.command_line import folder_to_write, refusing
+from course_utils.recipes.finetune_ranges import COUNT, COUNT_OR_0, POSITIVE_OR_0, RANGES, Range, check_ranges
+from course_utils.recipes.finetune_ranges import _check_reports as check_reports
+from course_utils.recipes.finetune_settings import Parser, of
+from course_utils.training.owned_folder import owned_folder
 from course_utils.training.part_rates import PartRatesTrainer, freeze
 from course_utils.training.vision_stages import patch_scores, pretrain_tower, tower_features, train_scorer
 from course_utils.training.vqa import best_word, metrics_of
 
-
-def of(default: Any, meaning: str) -> Any:
-    """A field with its default and the line that ``--help`` prints."""
-    return field(default=default, metadata={"help": meaning})
+OWN_RANGES = {
+    "scenes": COUNT,
+    "keep": Range(1, PATCHES),
+    "filler": COUNT_OR_0,
+    "filler_weight": POSITIVE_OR_0,
+    "tower_steps": COUNT,
+    "scorer_steps": COUNT,
+    "tower_rate": POSITIVE_OR_0,
+    "save_total_limit": COUNT,  # nothing goes on from a checkpoint here, so one is enough
+}
+METRICS = ("loss", *(f"accuracy_{kind}" for kind in KINDS))
 
 
 @dataclass
 class Config:
-    """What is trained on what; how is left to ``TrainingArguments``."""
+    """What is trained on what; how is left to ``TrainingArguments``. ``OWN_RANGES`` says what a number may be."""
 
     scenes: int = of(8000, "scenes in the training split")
     keep: int = of(4, "image tokens, 1 to 16")
@@ -58,7 +74,7 @@ def stages(config: Config, args: TrainingArguments, data: dict, vocabulary: dict
     path = Path(args.output_dir) / "stages.pt"
     wanted = {"scenes": config.scenes, "tower": config.tower_steps, "scorer": config.scorer_steps, "seed": args.seed}
     with args.main_process_first(local=True, desc="stages 1 and 2"):
-        if path.exists() and (found := torch.load(path, weights_only=True))["made_with"] == wanted:
+        if (found := read_stages(path)).get("made_with") == wanted:
             return found
         tower = pretrain_tower(data["train"], config.tower_steps, args.seed).tower
         features = {split: tower_features(tower, rows.images) for split, rows in data.items()}
@@ -67,9 +83,21 @@ def stages(config: Config, args: TrainingArguments, data: dict, vocabulary: dict
         found = {"made_with": wanted, "tower": tower.state_dict(), "scores": scores}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        torch.save(found, temporary)
-        temporary.replace(path)  # whole or not there
+        try:
+            torch.save(found, temporary)
+            temporary.replace(path)  # whole or not there
+        finally:
+            temporary.unlink(missing_ok=True)
         return found
+
+
+def read_stages(path: Path) -> dict[str, Any]:
+    """What ``stages`` wrote; empty if it is not there or cannot be read: then it is made anew."""
+    try:
+        found = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+        return {}
+    return found if isinstance(found, dict) and found.keys() >= {"made_with", "tower", "scores"} else {}
 
 
 def build_trainer(config: Config, args: TrainingArguments) -> tuple[PartRatesTrainer, WriteRun]:
@@ -114,17 +142,52 @@ class Collators:
         return self.of_split[rows[0]["split"]](rows)
 
 
+def read_settings(arguments: list[str] | None = None) -> tuple[Config, TrainingArguments]:
+    """The command line as two typed objects; ``arguments`` None: that of this process.
+
+    Raises:
+        ValueError: an unknown flag or value, a number out of its range, a flag that nothing would read.
+    """
+    parser = Parser((Config, TrainingArguments), description=__doc__.replace("%", "%%"), allow_abbrev=False)
+    parser.set_defaults(learning_rate=3e-3)
+    early, _ = parser.parse_known_args(arguments)  # TrainingArguments computes with some numbers as it is made
+    check_ranges(early, RANGES | OWN_RANGES)
+    config, args = parser.parse_args_into_dataclasses(arguments)
+    try:
+        folder_to_write(args.output_dir or "")
+    except ArgumentTypeError as error:
+        raise ValueError(f"output_dir={error}") from error
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    contradictions = {
+        "fp16=True is read by nothing on a CPU; allowed: --fp16 false, or --bf16": args.fp16
+        and args.device.type == "cpu",
+        f"label_smoothing_factor={args.label_smoothing_factor} is read by nothing here, as the loss is this program's; "
+        "allowed: 0": args.label_smoothing_factor,
+        "do_predict=True is read by nothing here; allowed: false": args.do_predict,
+        "resume_from_checkpoint is read by nothing here; allowed: to begin anew": args.resume_from_checkpoint,
+        f"filler_weight={config.filler_weight} is read by nothing; allowed: with --filler": config.filler_weight != 1
+        and not config.filler,
+        f"metric_for_best_model={metric!r} is not known; allowed: {', '.join(METRICS)}": metric not in METRICS,
+    }
+    for sentence, is_so in contradictions.items():
+        if is_so:
+            raise ValueError(sentence)
+    check_reports(args)
+    return config, args
+
+
 def main(arguments: list[str] | None = None) -> PartRatesTrainer:
     """Train; returns the Trainer, whose ``state`` knows the losses."""
-    description = __doc__.replace("%", "%%")
-    parser = HfArgumentParser((Config, TrainingArguments), description=description, allow_abbrev=False)
-    parser.set_defaults(learning_rate=3e-3)
-    config, args = parser.parse_args_into_dataclasses(arguments)
-    trainer, writer = build_trainer(config, args)
-    trainer.train()
-    trainer.save_model()
-    writer.finish()
-    report({"world_size": args.world_size, "losses": [e["loss"] for e in trainer.state.log_history if "loss" in e]})
+    with ExitStack() as held:
+        with refusing(WrongRun):
+            config, args = read_settings(arguments)
+            held.enter_context(owned_folder(args.output_dir))
+            trainer, writer = build_trainer(config, args)
+        trainer.train()
+        trainer.save_model()
+        writer.finish()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        report({"world_size": args.world_size, "losses": losses})
     return trainer
 
 

@@ -85,7 +85,8 @@ def grouped_bars(values: dict[str, dict[str, float]], label: str, spread: dict |
         bars = axis.bar(places, heights, 0.92 * width, label=name, color=color, yerr=errors, capsize=4)
         axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=11)
     axis.set_xticks(range(len(groups)), groups)
-    axis.set(ylabel=label, ylim=(0, 1.25 * max(max(group.values()) for group in values.values())))
+    highest = max(max(group.values()) for group in values.values())
+    axis.set(ylabel=label, ylim=(0, 1.25 * highest if highest > 0 else 1))  # all zero: an axis needs a height
     axis.legend(loc="upper left", ncols=len(series))
     axis.grid(axis="x", visible=False)
     return figure

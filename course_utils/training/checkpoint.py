@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from course_utils.training.generators import NotRestorable, load_generators, save_generators
-from course_utils.training.optimizer_state import check_optimizer_state
+from course_utils.training.optimizer_state import check_optimizer_state, check_scheduler_state
 
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")
@@ -142,6 +142,7 @@ def load_checkpoint(
         CheckpointError: missing or damaged, saved without something that is asked for here, or made by objects of
             another build: what was loaded by then must not be used.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     checkpoint = Path(checkpoint)
@@ -150,16 +151,19 @@ def load_checkpoint(
     for name, target in (("scheduler", scheduler), ("batches", batches)):
         if target is not None and state[name] is None:
             raise CheckpointError(
-                f"checkpoint {checkpoint} was saved without {name}; resume without one, or start anew"
+                f"checkpoint {checkpoint} was saved without {name} ({STATE}); resume without one, or "
+                f"{_way_back(checkpoint)}"
             )
     if optimizer is not None:
         with _sentence_about(checkpoint):
             check_optimizer_state(state["optimizer"], optimizer)
+            check_scheduler_state(state["scheduler"], scheduler)
     try:
         load_model(model, str(checkpoint / WEIGHTS))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"checkpoint {checkpoint} holds another model's weights; build the model as the run did"
+            f"checkpoint {checkpoint} holds another model's weights ({WEIGHTS}); build the model as the run did, or "
+            f"{_way_back(checkpoint)}"
         ) from error
     if optimizer is not None:
         with _sentence_about(checkpoint):
@@ -184,6 +188,8 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
         missing = {"step", "optimizer", "scheduler", "batches", "random"} - state.keys()
         if missing or isinstance(state["step"], bool) or not isinstance(state["step"], int) or state["step"] < 0:
             raise ValueError(f"{STATE} is no state of a run (missing: {sorted(missing) or 'a step >= 0'})")
+        if (named := _NAME.fullmatch(checkpoint.name)) and int(named[1]) != state["step"]:
+            raise ValueError(f"{STATE} is that of step {state['step']}")
     return {"generators": {}} | state
 
 
@@ -195,38 +201,58 @@ def _sentence_about(checkpoint: Path) -> Iterator[None]:
     except Exception as error:  # torch, pickle and the objects' own: any of their kinds
         reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
         raise CheckpointError(
-            f"checkpoint {checkpoint} does not fit this run: {reason}; build model, optimizer, scheduler and batches "
-            "as the run did, or resume from the checkpoint before it"
+            f"checkpoint {checkpoint} does not fit this run: {reason} ({STATE}); build model, optimizer, scheduler and "
+            f"batches as the run did, or {_way_back(checkpoint)}"
         ) from error
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The newest finished checkpoint in ``folder``; None when there is none. Leftovers of a killed save are ignored."""
-    folder = Path(folder)
-    names = sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
-    return folder / names[-1] if names else None
+    return next(iter(_finished(Path(folder))), None)
+
+
+def _finished(folder: Path) -> list[Path]:
+    """All checkpoints with a final name, the newest first."""
+    names = [path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return [folder / name for name in sorted(names, reverse=True)]
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
     """Compare a checkpoint's files with its manifest.
 
     Raises:
-        CheckpointError: the folder, the manifest or a file is missing, or a file differs.
+        CheckpointError: the folder, the manifest or a file is missing, or a file differs; it names the next older
+            complete checkpoint.
     """
-    advice = "delete the folder and resume from the checkpoint before it"
     if not checkpoint.is_dir():
         raise CheckpointError(f"checkpoint {checkpoint} does not exist; look for step-* folders beside it")
+    if fault := _fault_of(checkpoint):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {fault}; {_way_back(checkpoint)}")
+
+
+def _fault_of(checkpoint: Path) -> str | None:
+    """What is damaged, or None."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         for name in (WEIGHTS, STATE):
             if _describe(checkpoint / name) != manifest[name]:
-                raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} differs from its manifest; {advice}")
+                return f"{name} differs from its manifest"
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} is damaged: {Path(error.filename).name} is missing; {advice}"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {MANIFEST} is not readable; {advice}") from None
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return f"{MANIFEST} is not readable"
+    return None
+
+
+def _way_back(checkpoint: Path) -> str:
+    """What to do without this checkpoint: the end of a sentence."""
+    before = (path for path in _finished(checkpoint.parent) if path.name < checkpoint.name)
+    older = next((path for path in before if _fault_of(path) is None), None)
+    if older is None:
+        return "no older one beside it is complete: delete the folder and start anew"
+    return f"delete the folder and resume from {older.name}, the next older complete one"
 
 
 def random_state() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Does a saved optimizer state fit this optimizer? Asked before any of it is loaded (lesson 01).
+"""Does a saved state fit this optimizer or scheduler? Asked before any of it is loaded (lesson 01).
 
 ``torch.optim.Optimizer.load_state_dict`` compares the groups' sizes and nothing else: moments of another shape, a
-missing rate or a rate of NaN are taken and fail, or do harm, some steps later.
+missing rate or a rate of NaN are taken and fail, or do harm, some steps later. Its schedulers compare nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")  # one number a weight
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}  # torch's Adam takes an entry without one of them, and fails at the step
 _NOT_SETTINGS = ("params", "param_names")
 
 
 def check_optimizer_state(saved: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Compare ``saved``, the ``state_dict`` of an optimizer built alike, with ``optimizer``.
+    """Compare ``saved``, the ``state_dict`` of an optimizer built alike, with ``optimizer`` (or accelerate's of it).
 
     Raises:
         ValueError: it is no such state; the sentence names the place.
@@ -41,10 +42,29 @@ def check_optimizer_state(saved: Any, optimizer: torch.optim.Optimizer) -> None:
     by_id = dict(zip(ids, params, strict=True)) if all(isinstance(one, int) for one in ids) else {}
     if len(by_id) != len(params):
         raise ValueError("the optimizer's param_groups do not name each parameter by a number of its own")
+    is_adam = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Adam)  # AdamW is one
     for number, entry in saved["state"].items():
         if number not in by_id or not isinstance(entry, dict):
             raise ValueError(f"the optimizer's state {number!r} belongs to no parameter")
+        if is_adam and (missing := _ADAM - entry.keys()):
+            raise ValueError(f"the optimizer's state {number} has no {', '.join(map(repr, sorted(missing)))}")
         _check_entry(number, entry, by_id[number])
+
+
+def check_scheduler_state(saved: Any, scheduler: Any) -> None:
+    """Compare ``saved``, the ``state_dict`` of a scheduler built alike, with ``scheduler``, one of torch's or None.
+
+    Raises:
+        ValueError: it is no such state; the sentence names the place.
+    """
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
+        return
+    if not isinstance(saved, dict):
+        raise ValueError(f"the scheduler's state is a {type(saved).__name__}; allowed: a dict")
+    for name, ours in scheduler.state_dict().items():
+        if name not in saved or not _alike(saved[name], ours):
+            shown = repr(saved[name]) if name in saved else "missing"
+            raise ValueError(f"the scheduler's {name!r} is {shown}; allowed: like {ours!r}")
 
 
 def _check_entry(number: int, entry: dict[str, Any], parameter: Tensor) -> None:
@@ -71,4 +91,6 @@ def _alike(theirs: Any, ours: Any) -> bool:
         return theirs is None or ours is None or isinstance(theirs, type(ours))
     if isinstance(theirs, Tensor) and theirs.numel() == 1:
         theirs = theirs.item()
-    return not isinstance(theirs, bool) and isinstance(theirs, int | float) and math.isfinite(theirs)
+    if isinstance(theirs, bool) or not isinstance(theirs, int | float):
+        return False
+    return math.isfinite(theirs) or not math.isfinite(ours)  # a scheduler's "best so far" begins at infinity

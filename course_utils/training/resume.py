@@ -73,17 +73,25 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     content = json.loads((checkpoint / COMPLETE).read_text())
     if not isinstance(content, dict) or content.pop("sha256", None) != _checksum_of(content):
         raise ValueError(f"{checkpoint / COMPLETE} differs from its own checksum")
+    files, facts = content.get("files"), content.get("facts")
+    listed = isinstance(files, dict) and files and all(isinstance(e, list) and len(e) == 2 for e in files.values())
+    outside = listed and any(name.startswith("/") or ".." in name.split("/") for name in files)
+    if not listed or outside or not isinstance(facts, dict):
+        raise ValueError(f"{checkpoint / COMPLETE} lists no files")
     return content
 
 
 def fault_of(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used, as the end of a sentence that begins with its name; None: it is whole."""
     try:
-        files = _read(checkpoint)["files"]
-    except OSError:
-        return "was never marked complete (killed while it was saved, or another program's)"
-    except ValueError:
+        content = _read(checkpoint)
+    except FileNotFoundError:
+        return f"was never marked complete (no file {COMPLETE!r}: killed while it was saved, or another program's)"
+    except (OSError, ValueError, RecursionError):
         return f"is damaged: its manifest {COMPLETE!r} cannot be read"
+    files, step = content["files"], _step(checkpoint)
+    if step is not None and content["facts"].get("step", step) != step:
+        return f"is damaged: its manifest {COMPLETE!r} is that of step {content['facts']['step']}"
     paths = {name: checkpoint / name for name in files}
     for name, (size, _) in files.items():  # cheap, and the most frequent damage
         if not paths[name].is_file():
@@ -138,28 +146,38 @@ def last_complete_checkpoint(output_dir: str | Path, below: float = float("inf")
     return next(filter(is_complete, _marked(output_dir, below)), None)
 
 
-def choose_checkpoint(output_dir: str | Path) -> Path | None:
-    """``last_complete_checkpoint``; damaged ones are named, and lose their mark, as they are written anew.
+def choose_checkpoint(output_dir: str | Path, check: Callable[[Path], None] = lambda checkpoint: None) -> Path | None:
+    """``last_complete_checkpoint``; newer ones are named with their fault, and damaged ones lose their mark.
+
+    Args:
+        check: called with the one that is chosen, before anything is written; it may raise ``ValueError``.
 
     Raises:
-        ValueError: there are marked checkpoints, and every one is damaged.
+        ValueError: there are marked checkpoints, and every one is damaged; or what ``check`` raises.
     """
-    faults = {}
+    faults: dict[Path, str] = {}
+    chosen = None
     for checkpoint in _marked(output_dir):
         if (fault := fault_of(checkpoint)) is None:
+            chosen = checkpoint
             break
         faults[checkpoint] = fault
-    else:
-        if faults:
-            newest, fault = next(iter(faults.items()))
-            raise ValueError(
-                f"{newest} {fault}, and no older complete checkpoint is left; allowed: --resume false, to begin anew"
-            )
-        return None
-    for damaged, fault in faults.items():
-        print(f"{damaged} {fault}; the run goes on from {checkpoint.name}", flush=True)
+    if chosen is None and faults:
+        newest, fault = next(iter(faults.items()))
+        raise ValueError(
+            f"{newest} {fault}, and no older complete checkpoint is left; allowed: --resume false, to begin anew"
+        )
+    if chosen is not None:
+        check(chosen)
+    for damaged in faults:  # it is written anew, and must not look complete meanwhile
         (damaged / COMPLETE).unlink()
-    return checkpoint
+    after = -1 if chosen is None else _step(chosen)
+    for path in Path(output_dir).glob("checkpoint-*"):
+        if (_step(path) or -1) > after and path not in faults and not (path / COMPLETE).exists():
+            faults[path] = fault_of(path)
+    for path, fault in faults.items():
+        print(f"{path} {fault}; the run {f'goes on from {chosen.name}' if chosen else 'begins anew'}", flush=True)
+    return chosen
 
 
 def check_checkpoint(checkpoint: str | Path) -> Path:
@@ -174,11 +192,15 @@ def check_checkpoint(checkpoint: str | Path) -> Path:
             f"resume_from_checkpoint={str(checkpoint)!r} is no folder; allowed: a checkpoint-<step> folder"
         )
     if fault := fault_of(path):
-        step = _step(path)
-        older = last_complete_checkpoint(path.parent, step) if step is not None else None
-        way = f"the next older complete one, {older}" if older else "a complete one; no older one is beside it"
-        raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} {fault}; allowed: {way}")
+        raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} {fault}; allowed: {way_back(path)}")
     return path
+
+
+def way_back(checkpoint: Path) -> str:
+    """What to take instead of ``checkpoint``: the end of a sentence."""
+    step = _step(checkpoint)
+    older = last_complete_checkpoint(checkpoint.parent, step) if step is not None else None
+    return f"the next older complete one, {older}" if older else "a complete one; no older one is beside it"
 
 
 def agreed_checkpoint(
@@ -197,8 +219,8 @@ def agreed_checkpoint(
     chosen: list[tuple[str, str]] = [("", "")]
     if int(os.environ.get("RANK", 0)) == 0:
         try:
-            path = check_checkpoint(given) if given else choose_checkpoint(output_dir)
-            if path:
+            path = check_checkpoint(given) if given else choose_checkpoint(output_dir, check)
+            if given:
                 check(path)
             chosen = [(str(path or ""), "")]
         except (ValueError, OSError) as error:

@@ -32,13 +32,14 @@
 # %% tags=["parameters"]
 source = "local"  # "local": offline; "hub": the public data sets
 max_steps = 1200  # optimizer steps of the pretraining run in section 9
-batch_size = 32  # sentences per batch
+batch_size = 32  # sentences per batch, at most 256
 seed = 0
 
 # %%
 from course_utils import teach
 
-teach.start(source=source, max_steps=max_steps, seed=seed, batch_size=batch_size)
+teach.start(source=source, max_steps=max_steps, seed=seed, batch_size=batch_size,
+            at_most={"batch_size": 256})  # fmt: skip
 
 # %% [markdown]
 # ## 1 · Where this leads
@@ -66,8 +67,8 @@ from course_utils.lessons.lesson_02 import diagrams, figures
 teach.show(diagrams.pipeline(len(texts), batch_size))
 
 # %% [markdown]
-# And this is the end of the lesson: the same sentences as batches in four ways, token by token. The class `Strategies`
-# holds what the next sections build.
+# The end of the lesson: the same sentences as batches in four ways, token by token. `Strategies` holds what the next
+# sections build.
 
 # %%
 from course_utils.lessons.lesson_02.strategies import Strategies
@@ -310,7 +311,7 @@ teach.claim("with the mask the logits agree within 1e-5", masked <= 1e-5)
 teach.claim("without it they are off by over 1e-3", unmasked > 1e-3)
 
 # %% [markdown]
-# So padding is harmless, and pure waste. How much? The share of all positions that hold padding:
+# So padding is harmless, and pure waste. Its share of all the positions:
 
 # %%
 lengths = np.array([len(ids) for ids in documents])
@@ -327,10 +328,11 @@ random_batches = [order[i : i + batch_size] for i in range(0, len(order), batch_
 share = {"pad to 64": padding_share(random_batches, width=64)}
 share["dynamic"] = padding_share(random_batches)
 print({name: f"{value:.0%}" for name, value in share.items()})
-teach.claim("dynamic: still over 60 %", share["dynamic"] > 0.6, when=is_local)
+big = batch_size >= 24  # of fewer rows the longest is shorter
+teach.claim("dynamic: still over 60 %", share["dynamic"] > 0.6, when=is_local and big)
 
 # %% [markdown]
-# That is little help: among 32 random rows there nearly always is a long one.
+# Little help: 32 random rows nearly always hold a long one.
 
 # %% [markdown]
 # ### Exercise 02.1 · Predict: how much padding?
@@ -374,7 +376,7 @@ teach.claim("50 leave under a tenth", share["length-grouped"] < 0.1, when=is_loc
 # %% [markdown]
 # A sampler must keep three promises. Every row comes once an epoch, every epoch has another order, and the order is a
 # function of seed and epoch alone, so that a resumed run finds its place (lesson 01). The course's sampler also puts
-# the longest batch first on purpose: if the memory is too small, the run should die in its first second.
+# the longest batch first: if the memory is too small, the run should die at once.
 
 # %%
 sampler.set_epoch(1)
@@ -734,13 +736,12 @@ speed = race(ways, load_causal_lm(**sizes).train(), rounds=6)
 teach.show(figures.padding_and_speed(ways.shares(), speed))
 slow = max(speed["pad to 64"].gain, speed["dynamic"].gain)
 fast = min(speed["length-grouped"].gain, speed["packed"].gain)
-teach.claim("grouping and packing: over 1.5 times dynamic", fast > 1.5 * slow)
+teach.claim("grouping and packing: over 1.5 times dynamic", fast > 1.5 * slow, when=big)
 
 # %% [markdown]
-# What is left between black and blue is how well the machine is used: small batches may fit into its caches, but give
-# several threads less to share. That differs from machine to machine, so measure on yours. Grouped and packed pad
-# alike; packed computes the attention scores of all 64 x 64 pairs of a row and throws most away. On a GPU there is code
-# that skips them (*Deeper: packing for FlashAttention*; not measured here).
+# What is left between black and blue is how well the machine is used; that differs, so measure on yours. Grouped and
+# packed pad alike; packed computes the attention scores of all 64 x 64 pairs of a row and throws most away. On a GPU
+# there is code that skips them (see *Deeper*; not measured here).
 #
 # | strategy | use it when | mind |
 # |---|---|---|
@@ -905,8 +906,7 @@ print(f"texts read in pretraining: {here:,} here, {bert:,} by BERT")
 teach.claim("BERT read over 1,000 times as many", bert > 1000 * here)
 
 # %% [markdown]
-# Lesson 01 with `source="hub"` fine-tunes such a checkpoint, DistilBERT. That was not measured here: the course's
-# numbers come from machines without a network.
+# Lesson 01 with `source="hub"` fine-tunes such a checkpoint, DistilBERT; not measured here, without a network.
 
 # %% [markdown]
 # ### Deeper: the loss at the targets only is the model's own loss
@@ -950,7 +950,8 @@ def train_padded(forget, seed):
     model = load_causal_lm(vocab_size=len(tokenizer), num_hidden_layers=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(20):
-        batch = ways.padded(ways.random[step + 45 * seed][:8], 64)
+        first = 8 * (step + 20 * seed)
+        batch = ways.padded(order[first : first + 8], 64)
         if forget:
             batch["labels"] = batch["input_ids"].clone()  # the bug
         loss = model(**batch).loss
@@ -958,12 +959,12 @@ def train_padded(forget, seed):
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        held_out = ways.padded(sum(ways.random[-6:-2], []))
+        held_out = ways.padded(order[-128:])
         return loss.item(), float(model.eval()(**held_out).loss)
 
 
 # %% tags=["nbval-ignore-output"]
-runs = [[train_padded(bug, seed) for seed in range(3)] for bug in (True, False)]
+runs = [[train_padded(bug, seed) for seed in range(5)] for bug in (True, False)]
 change = {}
 for place, name in enumerate(("reported", "real tokens of other text")):
     bug, correct = np.array(runs)[..., place].tolist()  # a number for each seed
@@ -1000,7 +1001,7 @@ def label_faults(batch):
     return bool(target[~real].any()), bool((~target[real]).any())
 
 
-good = ways.padded(ways.random[0])
+good = ways.padded(order[:32])
 padded_too = good | {"labels": good["input_ids"]}
 teach.claim("right labels pass", label_faults(good) == (False, False))
 teach.claim("padding as a target is caught", label_faults(padded_too) == (True, False))

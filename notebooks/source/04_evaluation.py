@@ -732,7 +732,8 @@ exact, rouge = output.metrics["test_exact_match"], output.metrics["test_rougeL"]
 print(f"exact match {exact:.2f}, ROUGE-L {rouge:.2f}")
 counted = 1 - len(wrong) / len(written)
 teach.claim("exact match counts these", abs(exact - counted) < 1e-9)
-teach.claim("ROUGE-L gives credit for parts", rouge > exact, when=exact < 0.99)
+some_right = max_steps >= 40 and exact < 0.99  # an untrained model writes no right word
+teach.claim("ROUGE-L gives credit for parts", rouge > exact, when=some_right)
 
 # %% [markdown]
 # ### Deeper: perplexity
@@ -847,8 +848,22 @@ teach.claim("eval_loss on two processes is off, by less than a fifth", off_a_lit
 #
 # `compute_metrics` sees all rows, so everything lies in memory at once. For a classifier that is little. A language
 # model has logits of shape (N, T, V): 256 rows of 64 tokens over a vocabulary of 4,096 are 256 MiB; with 150,000
-# entries, 9 GiB. `preprocess_logits_for_metrics` is called on every batch, before anything is collected, and what it
-# returns is collected instead. Here (N, T) token ids:
+# entries, 9 GiB. `preprocess_logits_for_metrics`, an argument of `Trainer`, is called on every batch, before anything
+# is collected, and what it returns is collected instead. Here (N, T) token ids:
+
+
+# %%
+def only_argmax(logits, labels):
+    return logits.argmax(dim=-1)  # (B, T, V) -> (B, T)
+
+
+# %% [markdown]
+# A single batch's logits are needed either way. On a GPU, `eval_accumulation_steps` moves the collected tensors to the
+# CPU every so many batches; it frees nothing there. `batch_eval_metrics=True` calls `compute_metrics` per batch, so
+# that you add up counts yourself.
+
+# %% [markdown]
+# ### Deeper: the peak, measured
 
 # %%
 from datasets import Dataset
@@ -858,10 +873,6 @@ from course_utils.models import load_causal_lm
 ids = rng.integers(5, 4096, (256, 64)).tolist()
 token_rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
 language_model = load_causal_lm()
-
-
-def only_argmax(logits, labels):
-    return logits.argmax(dim=-1)  # (B, T, V) -> (B, T)
 
 
 def token_accuracy(prediction):
@@ -879,7 +890,7 @@ for way, function in {"argmax per batch": only_argmax, "all logits": None}.items
     options = {"compute_metrics": token_accuracy, "per_device_eval_batch_size": 32}
     options |= {"eval_dataset": token_rows}
     lm_trainer = quiet_trainer(language_model, scratch.name, **options)
-    lm_trainer.preprocess_logits_for_metrics = function  # an argument of Trainer, too
+    lm_trainer.preprocess_logits_for_metrics = function
     peak, values[way] = peak_mib(lm_trainer.evaluate)  # None where it is not Linux
     peaks[way] = values[way]["eval_collected"] if peak is None else peak
 print({way: f"accuracy {value['eval_accuracy']:.5f}" for way, value in values.items()})
@@ -892,11 +903,10 @@ one, other = (value["eval_accuracy"] for value in values.values())
 teach.claim("a small part is collected, and the metric is the same", one == other)
 
 # %% [markdown]
-# The ids are random, so the accuracy is chance, in both ways the same. A single batch's logits, 32 MiB, are needed
-# either way. With all logits the peak is about twice what is collected: every added batch copies what is there. On a
-# GPU, `eval_accumulation_steps` moves the collected tensors to the CPU every so many batches; it frees nothing there.
-# `batch_eval_metrics=True` calls `compute_metrics` per batch, so that you add up counts yourself.
-#
+# The ids are random, so the accuracy is chance, in both ways the same. A single batch's logits are 32 MiB. With all
+# logits the peak is about twice what is collected: every added batch copies what is there.
+
+# %% [markdown]
 # ## What goes wrong
 #
 # Four mistakes. None raises an error.

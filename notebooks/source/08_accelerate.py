@@ -54,6 +54,8 @@ teach.show(figures.flow())
 # On a GPU machine each rank has a GPU, and NCCL carries the gradients. Here the ranks are two processes on the CPU and
 # **gloo** carries them. The code is the same.
 #
+# This was run on Linux. A Mac, untried, skips nothing. On Windows use WSL: section 8 needs a signal that Windows lacks.
+#
 # The task is lesson 01's: which library does a sentence come from? Rows look like these sentences, which are this
 # project's own; at the end the trained model says what they remind it of.
 

@@ -638,7 +638,7 @@ teach.check("11.6", train_step)
 # torchrun --standalone --nproc-per-node 2 train.py
 # ```
 #
-# On several nodes the same line runs on each; they find each other at one address, a **rendezvous**:
+# On several nodes the same line runs on each; they meet at one address, a **rendezvous**:
 #
 # ```bash
 # torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d \
@@ -646,8 +646,9 @@ teach.check("11.6", train_step)
 # ```
 #
 # `accelerate launch` sets the same variables. On a CPU, Accelerate and the Trainer must be told that the CPU is meant
-# (`ACCELERATE_USE_CPU=true`, `use_cpu=True`), or each rank trains alone (lesson 08). All this runs on Linux and macOS.
-# Windows needs WSL, or the sections that kill or inspect processes are skipped.
+# (`ACCELERATE_USE_CPU=true`, `use_cpu=True`), or each rank trains alone (lesson 08). This ran on Linux;
+# macOS, untried, skips nothing. Windows outside WSL has no `kill -9` and skips the sections on restarts, nodes and
+# hangs.
 
 # %% [markdown]
 # ## 11 · What the model does now
@@ -686,6 +687,24 @@ teach.claim("100 times the bytes of a small one: under 10 times the time", small
 # %% [markdown]
 # The times of small tensors jump from run to run, those of the ring by hand most: do not read single dips, or which of
 # the two is ahead.
+
+# %% [markdown]
+# ## Deeper: the overlap in a trace
+#
+# `torch.profiler` records every operation of all threads. Here it watched a backward pass of section 5's wider model on
+# rank 0. A tick is a gradient that is complete, a triangle a call of all-reduce; below are gloo's threads at work. The
+# claims are about the order, which the program fixes, not about times:
+
+# %% tags=["nbval-ignore-output"]
+three = ("naive", "bucketed", "ddp")
+seen = {kind: ranks(on_ranks.traced, kind=kind)[0] for kind in three}
+teach.show(figures.traces(seen))
+first = {kind: run["calls"][0] for kind, run in seen.items()}
+last = {kind: run["gradients"][-1] for kind, run in seen.items()}
+waits = first["naive"] > last["naive"]
+teach.claim("naive: no all-reduce before the last gradient", waits)
+early = all(first[kind] < last[kind] for kind in ("bucketed", "ddp"))
+teach.claim("in buckets and in DDP the first comes before it", early)
 
 # %% [markdown]
 # ## Deeper: `Join`, when ranks have different numbers of batches

@@ -234,3 +234,9 @@ def test_ctrl_c_ends_with_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(build, "build", interrupted)
     assert build.main(["--force"]) == 130
     assert capsys.readouterr().err.strip() == "interrupted: 99_x.ipynb is as it was"
+
+
+def test_a_name_that_is_no_source_is_one_sentence(capsys):
+    assert build.main(["99"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: only=['99']: no such source; allowed: ") and printed.out == ""

@@ -95,9 +95,10 @@ def test_without_its_notes_no_copy_is_lost(course, work):
 )
 def test_a_wrong_option_is_one_sentence_before_any_work(arguments, sentence, monkeypatch, capsys):
     monkeypatch.setattr(make_lab.os, "execve", lambda *_: pytest.fail("JupyterLab was started"))
-    assert make_lab.main(arguments) == 1
+    assert make_lab.main(arguments) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and sentence in printed.err and printed.err.count("\n") == 1
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert sentence in printed.err
 
 
 def test_jupyterlab_gets_the_folder_the_settings_and_what_else_was_asked(tmp_path, monkeypatch):

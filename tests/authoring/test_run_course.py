@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -21,12 +26,14 @@ def write(path, *cells: str) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("course")
-    write(root / "notebooks" / "01_broken.ipynb", "max_steps = 1", "1 + 1", "raise KeyError('planted')", "2")
+    two_equal_signs = "max_steps = 1\narguments = ['--train_file=data']"  # which papermill cannot read
+    write(root / "notebooks" / "01_broken.ipynb", two_equal_signs, "1 + 1", "raise KeyError('planted')", "2")
     write(root / "notebooks" / "02_whole.ipynb", "max_steps = 1", "print('steps', max_steps)")
     return root
 
 
-def test_others_go_on_and_the_error_comes_last(root, monkeypatch, capsys):
+def test_others_go_on_and_the_error_comes_last(root, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.WARNING)
     monkeypatch.setattr(run_course, "ROOT", root)
     monkeypatch.setattr(run_course, "lessons", lambda: sorted((root / "notebooks").glob("*.ipynb")))
     assert run_course.main(["-p", "max_steps", "7"]) == 1
@@ -38,7 +45,33 @@ def test_others_go_on_and_the_error_comes_last(root, monkeypatch, capsys):
     assert lines[-1] == "KeyError: 'planted'"
     executed = nbformat.read(root / "build" / "executed" / "02_whole.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "steps 7\n"
-    assert (root / "build" / "executed" / "01_broken.ipynb").exists()
+    names = sorted(path.name for path in (root / "build" / "executed").iterdir())
+    assert names == ["01_broken.ipynb", "02_whole.ipynb"]
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("papermill")]
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from course_utils.authoring import run_course
+run_course.ROOT = root = Path(sys.argv[1])
+run_course.lessons = lambda: sorted((root / "notebooks").glob("*.ipynb"))
+sys.exit(run_course.main([]))
+"""
+
+
+def test_an_interrupt_in_a_cell_is_one_sentence_and_leaves_no_notebook(tmp_path):
+    sleeps = f"open({str(tmp_path / 'inside')!r}, 'w').close()\nimport time\ntime.sleep(60)"
+    write(tmp_path / "notebooks" / "01_slow.ipynb", "max_steps = 1", "1 + 1", sleeps)
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "inside").exists() and running.poll() is None:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == "interrupted: the remaining lessons did not run"
+    assert list((tmp_path / "build" / "executed").iterdir()) == []
 
 
 BURN = "import time\nwhile time.process_time() < 2:\n    pass"
@@ -65,9 +98,9 @@ def test_cpu_seconds_are_those_of_the_kernel_and_of_what_it_started(tmp_path, ca
 )
 def test_a_wrong_command_line_is_one_sentence_before_any_work(arguments, sentence, monkeypatch, capsys):
     monkeypatch.setattr(run_course, "run", lambda *_: pytest.fail("a lesson was started"))
-    assert run_course.main(arguments) == 1
+    assert run_course.main(arguments) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith(sentence) and printed.err.count("\n") == 1 and printed.out == ""
+    assert printed.err.startswith(f"error: {sentence}") and printed.err.count("\n") == 1 and printed.out == ""
 
 
 def test_a_lesson_is_named_by_its_number_or_its_name(monkeypatch, tmp_path):

@@ -141,6 +141,8 @@ def test_a_spec_that_yaml_would_accept(text, sentence, tmp_path, capsys):
         ({}, "--fsdp=full_shard"),
         ({}, "--model_name_or_path=gpt2"),
         ({"strategy": "zero2"}, "--max_grad_norm=much"),
+        ({}, "--auto_find_batch_size"),
+        ({}, "--load_in_4bit=True"),
     ],
 )
 def test_an_argument_that_contradicts_a_field(fields, argument):

@@ -85,6 +85,16 @@ def fields(draw):
         "image": draw(rarely(st.sampled_from(("", "a/b:1", "r.io/x@sha256:0")), TEXT)),
         "hosts": draw(rarely(st.just(()), st.lists(TEXT | WORD, min_size=nodes, max_size=nodes).map(tuple))),
     }
+    found |= {
+        "warning": draw(rarely(st.just(120), st.integers(30, 900))),
+        "log_dir": draw(rarely(st.just(""), TEXT)),
+        "interface": draw(rarely(st.sampled_from(("", "eth0", "=ib0,ib1")), TEXT)),
+        "network_kind": draw(st.sampled_from(("any", "ethernet", "infiniband", "roce", "efa"))),
+        "preflight": draw(st.sampled_from(("warn", "stop", "off"))),
+        "max_restarts": draw(st.sampled_from((0, 0, 3))),
+        "learning_rate": draw(st.none() | st.floats(1e-6, 1.0)),
+        "save_total_limit": draw(st.none() | st.integers(1, 9)),
+    }
     if strategy == "fsdp2" and draw(st.booleans()):
         found |= {"replicas": draw(st.sampled_from((1, 2))), "tensor_parallel": draw(st.sampled_from((1, 2)))}
     if draw(MOSTLY) == 0:

@@ -29,9 +29,9 @@ def test_one_process_holds_sixteen_bytes_a_parameter():
 
 
 def test_the_formula_knows_its_stages():
-    sums = {kind: sum(held.expected(100, 4, kind).values()) for kind in ("ddp", "zero1", "zero2", "zero3", "fsdp")}
-    assert sums == {"ddp": 1600, "zero1": 1000, "zero2": 700, "zero3": 400, "fsdp": 400}
-    with pytest.raises(ValueError, match="strategy='zero4' is not known; allowed: ddp, zero1"):
+    sums = {kind: sum(held.expected(100, 4, kind).values()) for kind in held.DIVIDED}
+    assert sums == {"ddp": 1600, "zero1": 1000, "zero2": 700, "zero3": 400, "fully_shard": 400}
+    with pytest.raises(ValueError, match="kind='zero4' is not known; allowed: ddp, zero1"):
         held.expected(100, 4, "zero4")
 
 

@@ -1,8 +1,10 @@
 """Ranks of ``recipes.finetune`` are killed with SIGKILL: torchrun starts them again, and the weights come out the same.
 
-FSDP2 on two gloo ranks: every checkpoint is written by both, which is where half-written ones come from.
+On two gloo ranks: every checkpoint is written by both, which is where half-written ones come from. FSDP2 in ``make
+test``; DDP and DeepSpeed's ZeRO-2 too in ``make test-long``.
 """
 
+import functools
 import json
 import os
 import random
@@ -15,6 +17,8 @@ from safetensors.torch import load_file
 
 from course_utils.parallel import RanksFailed, cpu_site_folder, run_launched
 from course_utils.parallel.convert import convert_checkpoint
+from course_utils.parallel.deepspeed_hf import auto_config
+from course_utils.parallel.deepspeed_runs import is_available
 from course_utils.parallel.nodes import run_on_nodes
 from course_utils.parallel.restarts import restart_options, run_with_restarts
 from tests.launch.tiny_project import PARAMETERS, offline_project
@@ -23,6 +27,11 @@ PROGRAM = Path(__file__).with_name("killed_finetune.py")
 STEPS, SAVE_EVERY = 8, 2
 QUIET = ["--logging_steps=1", "--disable_tqdm=true", "--report_to=none", "--use_cpu", "--max_length=32"]
 SIZES = [f"--max_steps={STEPS}", f"--save_steps={SAVE_EVERY}", "--per_device_train_batch_size=2"]
+STRATEGIES = {
+    "ddp": [],
+    "fsdp2": ["--fsdp", '--fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"}'],
+    "zero2": ["--deepspeed", json.dumps(auto_config(2))],
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +43,9 @@ def project(tmp_path_factory):
         yield made
 
 
-def arguments(project, name):
+def arguments(project, name, strategy="fsdp2"):
     data = ["--task=causal_lm", f"--model_name_or_path={project.model}", f"--train_file={project.texts}/train.jsonl"]
-    sharded = '--fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"}'
-    return [*data, *QUIET, *SIZES, "--fsdp", sharded, f"--output_dir={project.folder / name}"]
+    return [*data, *QUIET, *SIZES, *STRATEGIES[strategy], f"--output_dir={project.folder / name}"]
 
 
 def weights(project, name):
@@ -49,29 +57,40 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def whole(project):
-    """The weights of the run that nothing stopped."""
-    seen = run_launched(PROGRAM, arguments=arguments(project, "whole"), echo=None, on_cpu=True)
-    check(seen, attempt=0)
-    assert seen[0]["resumed_from"] == 0
-    return weights(project, "whole")
+def uninterrupted(project):
+    """For a strategy the weights of the run that nothing stopped."""
+
+    @functools.cache
+    def run(strategy):
+        seen = run_launched(PROGRAM, arguments=arguments(project, strategy, strategy), echo=None, on_cpu=True)
+        check(seen, attempt=0, strategy=strategy)
+        assert seen[0]["resumed_from"] == 0
+        return weights(project, strategy)
+
+    return run
 
 
-def check(seen, attempt):
-    """Two ranks that shard trained to the end, in this attempt."""
+@pytest.fixture(scope="module")
+def whole(uninterrupted):
+    return uninterrupted("fsdp2")
+
+
+def check(seen, attempt, strategy="fsdp2"):
+    """Two ranks that hold what ``strategy`` divides trained to the end, in this attempt."""
     assert seen[0]["state"] == "finished"  # rank 0 writes it; rank 1 may look a moment before
     for rank in seen:
         assert (rank["attempt"], rank["steps"]) == (attempt, STEPS)
-        assert (rank["world_size"], rank["strategy"]) == (2, "fsdp2")
-        assert rank["parameters_held"] == [PARAMETERS // 2] * 2
+        assert (rank["world_size"], rank["strategy"]) == (2, strategy)
+        assert rank["parameters_held"] == [PARAMETERS // (2 if strategy == "fsdp2" else 1)] * 2
+        assert rank["optimizer_held"] == [PARAMETERS // (1 if strategy == "ddp" else 2)] * 2
 
 
-def run_killed(project, name, kills):
+def run_killed(project, name, kills, strategy="fsdp2"):
     """Run with these kills; what the ranks of the last attempt report, and the kills as they happened."""
     lines = []
     seen = run_with_restarts(
         PROGRAM,
-        arguments=arguments(project, name),
+        arguments=arguments(project, name, strategy),
         restarts=len(kills),
         environment={"KILLS": json.dumps(kills)},
         timeout=120 * (1 + len(kills)),
@@ -96,15 +115,18 @@ def test_a_rank_killed_while_it_saves_goes_on_from_the_checkpoint_before(project
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(4))
-def test_five_kills_a_run_at_random_places(seed, project, whole):
+@pytest.mark.parametrize(("strategy", "seed"), [*(("fsdp2", n) for n in range(4)), ("ddp", 0), ("zero2", 0)])
+def test_five_kills_a_run_at_random_places(strategy, seed, project, uninterrupted):
+    if strategy == "zero2" and not is_available():
+        pytest.skip("DeepSpeed is not installed")
     draw = random.Random(seed)
     steps = sorted(draw.randint(1, STEPS) for _ in range(5))
     kills = [(draw.randrange(2), step, draw.choice(["step", "write", "mark"])) for step in steps]
-    seen, happened = run_killed(project, f"random {seed}", kills)
+    name = f"{strategy} random {seed}"
+    seen, happened = run_killed(project, name, kills, strategy)
     assert len(happened) == 5, (kills, happened)
-    check(seen, attempt=5)
-    assert same(weights(project, f"random {seed}"), whole)
+    check(seen, attempt=5, strategy=strategy)
+    assert same(weights(project, name), uninterrupted(strategy))
 
 
 def test_two_nodes_end_with_the_weights_of_one(project, whole):

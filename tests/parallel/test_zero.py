@@ -19,7 +19,7 @@ WRAPPERS = {
     "fsdp2": "FSDPQwen3ForCausalLM",
     "fsdp2_trainer": "FSDPQwen3ForCausalLM",
 }
-DIVIDED = {"ddp": "ddp", "zero1": "zero1", "zero2": "zero2"}  # all others: everything
+OUTER = 512 * 64 + 64  # parameters in no layer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def ranks():
 
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_every_way_ends_like_one_process_and_holds_what_the_formula_says(kind, ranks):
-    expected = held.expected(PARAMETERS, 2, DIVIDED.get(kind, "fsdp"))
+    expected = held.expected(PARAMETERS, 2, kind if kind in held.DIVIDED else "fully_shard")
     for rank in ranks(train_sharded, kind=kind, steps=4):
         assert rank["from_alone"] < 1e-5 and rank["losses_from_alone"] < 1e-5
         assert rank["gradient_from_alone"] < 1e-5
@@ -38,6 +38,23 @@ def test_every_way_ends_like_one_process_and_holds_what_the_formula_says(kind, r
         assert rank["held"] == expected
         if "FSDPQwen3" in rank["wrapper"]:
             assert rank["shards"]["model.layers.0.mlp.down_proj.weight"] == [32, 160]
+
+
+@pytest.mark.parametrize(
+    ("kind", "resharded"), [*((kind, True) for kind in held.DIVIDED), ("zero3", False), ("fully_shard", False)]
+)
+def test_what_a_rank_holds_is_what_the_formula_and_the_planner_count(kind, resharded, ranks):
+    way = {"kind": kind} if resharded else {"kind": kind, "reshard_after_forward": False}
+    formula = held.expected(PARAMETERS, 2, kind) | {"gathered": held.expected_gathered(PARAMETERS, OUTER, **way)}
+    assert formula["gathered"] == (0 if kind in ("ddp", "zero1", "zero2") else 4 * (OUTER if resharded else PARAMETERS))
+    planned, masters = task.planned(kind, resharded or kind == "zero3")  # the setting is FSDP's: DeepSpeed has another
+    if kind == "zero3":  # it keeps what it has gathered, up to 1e9 elements
+        assert planned.pop("gathered") == 4 * PARAMETERS
+    for rank in ranks(train_sharded, steps=2, **way):
+        measured = rank["held"] | {"gathered": rank["gathered"]}
+        assert measured == formula and planned.items() <= measured.items()
+    # DeepSpeed's optimizer has a copy of its slice of the parameters; by hand it is the slice.
+    assert masters == (2 * PARAMETERS if kind.startswith("zero") else 0)
 
 
 def not_scaled(kind):

@@ -71,7 +71,7 @@ def test_a_head_that_the_base_has_not(place, tmp_path):
         (["--adapter", "keep"], "holds no LoRA adapter"),
         (["--adapter", "both"], "invalid choice: 'both'"),
         (["--no_such_flag"], "--no_such_flag"),
-        (["--num_labels", "many"], "invalid int value: 'many'"),
+        (["--num_labels", "many"], "--num_labels: 'many' is out of range; allowed: a whole number >= 1"),
         (["--max_shard_size", "big"], "big"),
         (["--architecture", "Qwen4ForPoetry"], "'Qwen4ForPoetry' is no model class"),
     ],

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from course_utils.recipes import finetune
-from course_utils.training.resume import COMPLETE, read_facts
+from course_utils.training.resume import COMPLETE, fault_of, read_facts
 from tests.recipes.refused import refusal
 
 ROWS = 96
@@ -133,6 +133,36 @@ def test_a_checkpoint_by_name_is_checked_and_the_older_one_offered(halves, tmp_p
     assert "is no folder" in refusal(capsys, lambda: halves("--resume_from_checkpoint=nowhere"))
     _, report = halves(f"--resume_from_checkpoint={tmp_path}/out/checkpoint-3")
     assert report["resumed_from"] == 3
+
+
+def test_a_run_that_contradicts_writes_nothing_beside_a_damaged_checkpoint(halves, tmp_path, capsys):
+    halves()
+    newest = tmp_path / "out" / "checkpoint-6"
+    (newest / "optimizer.pt").unlink()
+    assert "seed=7 contradicts" in refusal(capsys, lambda: halves("--seed=7"))
+    assert (newest / COMPLETE).exists()
+
+
+def test_a_checkpoint_is_written_anew_from_nothing(halves, tmp_path):
+    halves()
+    newest = tmp_path / "out" / "checkpoint-6"
+    (newest / "config.json").unlink()
+    (newest / "config.json").mkdir()
+    (newest / "rng_state_7.pth").touch()  # of a rank that there is no more
+    _, report = halves()
+    assert report["resumed_from"] == 3 and fault_of(newest) is None and not (newest / "rng_state_7.pth").exists()
+
+
+def test_a_deepspeed_json_that_contradicts_the_flags_is_one_sentence(halves, monkeypatch, capsys):
+    def mismatch(self, *arguments):
+        raise ValueError(
+            "Please correct the following DeepSpeed config values that mismatch TrainingArguments values:\n- ds "
+            "gradient_accumulation_steps=1 vs hf gradient_accumulation_steps=2"
+        )
+
+    monkeypatch.setattr("transformers.Trainer._prepare_for_training", mismatch)
+    sentence = refusal(capsys, halves)
+    assert sentence.endswith("values: - ds gradient_accumulation_steps=1 vs hf gradient_accumulation_steps=2")
 
 
 def test_a_folder_in_use_is_refused(halves, tmp_path, monkeypatch, capsys):

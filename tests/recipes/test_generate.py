@@ -13,6 +13,7 @@ from course_utils.models.chat_tokenizer import load_chat_tokenizer
 from course_utils.recipes import generate as recipe
 from course_utils.recipes.generate import Answer, StopRules, choose_engine, generate, score
 from course_utils.training.bert_score import bert_scores
+from tests.recipes.refused import refusal
 
 PROMPTS = ["Add two tensors.", "a", "Which library documents this?\n\nAnswer:", "two words"]
 
@@ -110,5 +111,5 @@ def test_the_program_merges_an_adapter_and_scores(model, tokenizer, tmp_path, ca
     scored = bert_scores(*recipe.load_encoder(str(tmp_path / "base")), answers, [" torch"] * len(rows))
     assert found["bert_score"] == sum(one.f1 for one in scored) / len(rows) < 1
     assert "transformers exact_match" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="not installed"):
-        recipe.main([*line, "--out=o", "--engine=vllm"])
+    out = f"--out={tmp_path}/o.jsonl"
+    assert "not installed" in refusal(capsys, lambda: recipe.main([*line, out, "--engine=vllm"]))

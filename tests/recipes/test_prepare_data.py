@@ -12,6 +12,7 @@ import pytest
 from course_utils.data.instructions import Template
 from course_utils.recipes import prepare_data
 from course_utils.recipes.prepare_data import MARKER, prepare, split_of
+from tests.recipes.refused import refusal
 
 ROWS = [{"instruction": f"question {i}", "input": "", "output": f"answer {i}"} for i in range(40)]
 RANK = """
@@ -99,5 +100,4 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     files = prepare_data.main(line)
     assert json.loads(files["train"].read_text().splitlines()[0]) == {"prompt": "why:", "completion": " so"}
     assert "3 rows" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="ends in a space"):
-        prepare_data.main([f"--folder={tmp_path}", "--prompt={question}: "])
+    assert "ends in a space" in refusal(capsys, lambda: prepare_data.main([*line, "--prompt={question}: "]))

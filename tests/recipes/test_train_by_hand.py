@@ -2,6 +2,8 @@
 
 import json
 import os
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +169,44 @@ def test_flags_that_contradict_the_folders_checkpoints_are_refused(runs, no_work
         train_by_hand.main([f"--folder={whole}", *LINE, "--save_every=5", "--log_every=2"])
 
 
+def test_a_damaged_checkpoint_is_refused_before_any_work(runs, no_work, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    newest, older = (folder / name for name in reversed(checkpoints(folder)[-2:]))
+    (newest / "state.pt").write_bytes(b"")
+    done = refusal_of_the_program(folder, capsys)
+    assert f"{newest} is damaged: state.pt differs from its manifest; " in done and f"resume from {older.name}," in done
+
+
+def refusal_of_the_program(folder, capsys):
+    """The sentence of the program's last lines, which refuse what ``main`` raises."""
+    with pytest.raises(SystemExit) as caught, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_by_hand", f"--folder={folder}", *LINE])
+        runpy.run_module("course_utils.recipes.train_by_hand", run_name="__main__")
+    output, errors = capsys.readouterr()
+    assert caught.value.code == 2 and not output and errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "is missing"),
+        ("{", "cannot be read"),
+        ("[1]", "does not hold the flags"),
+        ('{"seed": 0}', "does not hold the flags"),
+    ],
+)
+def test_checkpoints_whose_settings_are_lost_are_not_mixed_with_others(text, reason, runs, no_work, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    file = folder / "settings.json"
+    file.unlink() if text is None else file.write_text(text)
+    sentence = refusal([f"--folder={folder}", *LINE, "--learning_rate=0.5"], capsys)
+    assert f"{file} {reason}" in sentence and "allowed: another --folder" in sentence
+    assert not file.exists() if text is None else file.read_text() == text
+
+
 def test_flags_may_change_until_there_is_a_checkpoint(no_work, tmp_path):
     for seed in ("1", "2"):
         (tmp_path / "settings.json").write_text("{")  # killed while it was being written
@@ -184,7 +224,7 @@ def test_as_a_program_it_refuses_and_helps(tmp_path):
     )
     assert refused.returncode == 2
     errors = unusable.communicate()[1]
-    assert unusable.returncode == 1 and errors.startswith("error: ") and errors.count("\n") == 1 and "file" in errors
+    assert unusable.returncode == 2 and errors.startswith("error: ") and errors.count("\n") == 1 and "file" in errors
     output, _ = helped.communicate()
     assert helped.returncode == 0
     for name in vars(train_by_hand.read_settings(["--folder=x"])):

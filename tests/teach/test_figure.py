@@ -38,7 +38,7 @@ def test_a_text_may_come_later(shown):
 
 @pytest.mark.parametrize("alt", ["", "  "])
 def test_no_text_is_refused(alt, shown):
-    with pytest.raises(ValueError, match="alternative_text='' is empty; allowed: a sentence that says what the figure shows"):
+    with pytest.raises(ValueError, match="alternative_text='' is empty; allowed: a sentence that says what"):
         show(new_figure(alt=alt)[0])
     assert shown == []
 

@@ -27,10 +27,15 @@ from course_utils.teach import lesson
         ({"max_steps": "40"}, TypeError, "max_steps='40' is a str; allowed: a whole number >= 1"),
         ({"max_steps": 40.0}, TypeError, "max_steps=40.0 is a float; allowed: a whole number >= 1"),
         ({"max_steps": True}, TypeError, "max_steps=True is a bool; allowed: a whole number >= 1"),
-        ({"seed": -1}, ValueError, "seed=-1 is out of range; allowed: a whole number from 0 to 4294967295"),
-        ({"seed": 2**32}, ValueError, "seed=4294967296 is out of range"),
+        ({"seed": -1}, ValueError, "seed=-1 is out of range; allowed: a whole number from 0 to 4294966295"),
+        ({"seed": 2**32 - 1}, ValueError, "seed=4294967295 is out of range"),  # NumPy takes no seed + 1
         ({"seed": None}, TypeError, "seed=None is a NoneType; allowed: a whole number >= 0"),
         ({"batch_size": 0}, ValueError, "batch_size=0 is out of range; allowed: a whole number from 1"),
+        (
+            {"batch_size": 9, "at_most": {"batch_size": 8}},
+            ValueError,
+            "batch_size=9 is out of range; allowed: a whole number from 1 to 8",
+        ),
     ],
 )
 def test_a_wrong_parameter_is_one_sentence_before_any_work(parameters, kind, sentence, monkeypatch):
@@ -41,7 +46,9 @@ def test_a_wrong_parameter_is_one_sentence_before_any_work(parameters, kind, sen
     assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"source": "hub"}, {"max_steps": 1, "seed": 0}, {"seed": 2**32 - 1}])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"source": "hub"}, {"max_steps": 1, "seed": 0}, {"seed": lesson.HIGHEST_SEED}]
+)
 def test_right_parameters_pass(parameters):
     lesson.start(**parameters)
 

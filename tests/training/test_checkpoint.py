@@ -159,6 +159,22 @@ def test_damage_is_named_and_changes_nothing(damage, saved):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_next_older_complete_checkpoint_is_named(saved):
+    path, objects = saved
+    newest = [save_checkpoint(path.parent, step, *objects) for step in (2, 3, 4)]
+    for folder in newest:
+        damage_flip(folder)
+    assert load_checkpoint(path, *objects) == 1
+    with pytest.raises(CheckpointError, match="state.pt differs from its manifest; delete .* from step-00000001, the"):
+        load_checkpoint(newest[-1], *objects)
+    damage_remove(path)
+    with pytest.raises(CheckpointError, match="no older one beside it is complete: delete the folder and start anew"):
+        load_checkpoint(newest[-1], *objects)
+    (path / "state.pt").mkdir()
+    with pytest.raises(CheckpointError, match=r"is damaged: state.pt cannot be read \(Is a directory\)"):
+        load_checkpoint(path, *objects)
+
+
 def test_missing_checkpoint_and_wrong_model(saved):
     path, (model, optimizer, _, batches) = saved
     with pytest.raises(CheckpointError, match="does not exist"):
@@ -221,6 +237,9 @@ FORGED = [
     forge(["optimizer", "param_groups", 0, "betas"], (0.9, 1.5)),
     forge(["optimizer", "param_groups", 0, "amsgrad"], True),
     forge(["scheduler"], {"last_epoch": {}, "base_lrs": 3, "_step_count": "x", "lr_lambdas": [1, 2, 3]}),
+    forge(["scheduler", "last_epoch"], "1"),
+    forge(["scheduler", "base_lrs"], [0.1, 0.1]),
+    forge(["scheduler", "_last_lr"], ...),
     forge(["batches"], {"epoch": 1}),
     forge(["random"], {}),
     forge(["random", "torch"], torch.zeros(3)),
@@ -241,7 +260,8 @@ def test_a_forged_state_is_one_sentence(change, saved):
     state = torch.load(path / "state.pt", weights_only=True)
     change(state)
     rehashed(path, state)
-    with pytest.raises(CheckpointError, match="does not fit this run: .*as the run did, or resume") as caught:
+    words = r"does not fit this run: .* \(state.pt\); .*as the run did, or no older one beside it is complete"
+    with pytest.raises(CheckpointError, match=words) as caught:
         load_checkpoint(path, *tiny_run.build())
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 

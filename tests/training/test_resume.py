@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 
+from course_utils.training import resume
 from course_utils.training.resume import (
     COMPLETE,
     agreed_checkpoint,
@@ -64,7 +66,7 @@ def test_a_damaged_or_unmarked_checkpoint_is_passed_over_and_named(kind, run_fol
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert agreed_checkpoint(run_folder) == run_folder / "checkpoint-4"
     shown = capsys.readouterr().out
-    assert kind == "no mark" or (words in shown and "goes on from checkpoint-4" in shown)
+    assert words in shown and "goes on from checkpoint-4" in shown
     assert not (run_folder / "checkpoint-6" / COMPLETE).exists()  # while it is written anew it must not look complete
     assert (run_folder / "checkpoint-2" / COMPLETE).exists()
 
@@ -79,9 +81,53 @@ def test_nothing_whole_is_a_refusal_and_not_a_new_beginning(run_folder):
         check_checkpoint(run_folder / "checkpoint-2")
 
 
-def test_no_checkpoint_is_a_new_beginning(tmp_path):
+def test_a_run_that_is_refused_leaves_the_marks(run_folder):
+    """The run contradicts the older checkpoint: nothing goes on, so nothing may be written."""
+    flip(run_folder / "checkpoint-6" / "shards" / "__0_0.distcp")
+
+    def contradicts(checkpoint):
+        raise ValueError(f"seed=7 contradicts {checkpoint.name}")
+
+    with pytest.raises(ValueError, match="contradicts checkpoint-4"):
+        agreed_checkpoint(run_folder, check=contradicts)
+    assert (run_folder / "checkpoint-6" / COMPLETE).exists()
+
+
+def forged_manifest(checkpoint, **changes):
+    """A manifest with the right checksum of a wrong content."""
+    content = json.loads((checkpoint / COMPLETE).read_text()) | changes
+    del content["sha256"]
+    content = {name: value for name, value in content.items() if value is not None}
+    (checkpoint / COMPLETE).write_text(json.dumps(content | {"sha256": resume._checksum_of(content)}))
+
+
+FORGED = [
+    {"files": None},
+    {"facts": None},
+    {"facts": [1]},
+    {"files": {}},
+    {"files": {"trainer_state.json": 2}},
+    {"files": {"trainer_state.json": [2]}},
+    {"files": {"../../trainer_state.json": [2, "a"]}},
+    {"files": {"/etc/hostname": [2, "a"]}},
+]
+
+
+@pytest.mark.parametrize("changes", FORGED)
+def test_a_forged_manifest_is_a_sentence(changes, run_folder):
+    forged_manifest(run_folder / "checkpoint-6", **changes)
+    assert fault_of(run_folder / "checkpoint-6") == "is damaged: its manifest 'complete' cannot be read"
+
+
+def test_the_manifest_of_another_checkpoint_is_named(run_folder):
+    (run_folder / "checkpoint-6" / COMPLETE).write_bytes((run_folder / "checkpoint-4" / COMPLETE).read_bytes())
+    assert fault_of(run_folder / "checkpoint-6") == "is damaged: its manifest 'complete' is that of step 4"
+
+
+def test_no_checkpoint_is_a_new_beginning(tmp_path, capsys):
     (tmp_path / "checkpoint-3").mkdir()  # never marked
     assert agreed_checkpoint(tmp_path) is None
+    assert re.search("checkpoint-3 was never marked .*; the run begins anew\n", capsys.readouterr().out)
     assert agreed_checkpoint(tmp_path / "nowhere") is None
     with pytest.raises(ValueError, match="is no folder"):
         agreed_checkpoint(tmp_path, given=str(tmp_path / "nowhere"))

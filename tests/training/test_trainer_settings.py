@@ -33,6 +33,11 @@ def test_groups_are_those_of_the_lesson():
     assert set(GROUPS) == wanted
 
 
+def test_no_typical_value_breaks_an_exact_resume():
+    typical = typical_values()
+    assert typical["train_sampling_strategy"] == "random" and typical["save_only_model"] is False
+
+
 def test_typical_values_are_one_valid_configuration(tmp_path):
     made = TrainingArguments(output_dir=str(tmp_path), **(typical_values() | {"use_cpu": True}))
     assert made.get_warmup_steps(1000) == 100

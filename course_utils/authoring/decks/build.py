@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         return look_at(decks, options.pictures) if options.pictures else 0
     except DeckError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
 def look_at(decks: list[Deck], pictures: Path) -> int:

@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         lessons = build_site(options.lessons, options.out, with_api=not options.no_api)
     except (SiteError, DeckError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"{options.out / 'index.html'}: {len(lessons)} lessons")
     return 0
 

@@ -70,6 +70,9 @@ def trainjob(spec: Spec, folder: Path) -> Iterable[Row]:
     yield Row(file, "warning [s]", spec.warning, pod.termination_grace_period_seconds)
     output = f"{cloud.KUBERNETES_OUTPUT}/{cloud.job_name(spec)}"
     mounts = [mount.mount_path for mount in pod.containers[0].volume_mounts]
+    security = pod.containers[0].security_context
+    locked = bool(security and "IPC_LOCK" in (security.capabilities.add or []))
+    yield Row(file, "memory may be locked", cloud.has_fast_network(spec), locked)
     yield Row(file, "output is on a volume", True, str(Path(output).parent) in mounts)
     command = [expanded(word) for word in [*trainer.command, *trainer.args]]
     rank = str(spec.nodes - 1)
@@ -107,6 +110,8 @@ def skypilot(spec: Spec, folder: Path) -> Iterable[Row]:
     accelerators = f"{GPUS[spec.gpu].accelerator}:{spec.gpus_per_node}" if spec.device == "cuda" else None
     yield Row(file, "accelerators per node", accelerators, resources.get("accelerators"))
     yield Row(file, "image", f"docker:{spec.image}" if spec.image else None, resources.get("image_id"))
+    tier = "best" if cloud.has_fast_network(spec) else None
+    yield Row(file, "network between machines", tier, resources.get("network_tier"))
     seconds = re.search(r"--kill-after=(\d+) (\d+) ", task["run"])
     asked = [spec.warning, spec.time_limit * 60 - spec.warning]
     yield Row(file, "warning, time before it [s]", asked, [int(n) for n in seconds.groups()] if seconds else None)
@@ -271,6 +276,6 @@ def ray_train(spec: Spec, folder: Path) -> Iterable[Row]:
     yield Row(file, "GPUs", spec.device == "cuda", scaling["use_gpu"])
     yield Row(file, "backend", "gloo" if spec.device == "cpu" else "nccl", trainer["torch_config"]["backend"])
     yield Row(file, "storage", "s3://bucket/ray", run["storage_path"])
-    yield Row(file, "restarts after a lost machine", 3, run["failure_config"]["max_failures"])
+    yield Row(file, "restarts after a lost machine", spec.max_restarts or 3, run["failure_config"]["max_failures"])
     program = found["program"]  # what a worker runs
     yield from check_program.rows(spec, Program(file, **program, world_size=scaling["num_workers"]))

@@ -9,19 +9,16 @@ arguments and environment (``scripts``).
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 
 from course_utils.errors import SpecError
 from course_utils.launch.check import cloud, launchers, slurm
-from course_utils.launch.check.rows import Row, guarded
+from course_utils.launch.check.rows import Row, guarded, quiet
 from course_utils.launch.files.write import FILES, files_of
 from course_utils.launch.spec import Spec
 from course_utils.launch.spec.read import read_fields
@@ -31,6 +28,13 @@ CHECKS: tuple[tuple[str, Callable[[Spec, Path], list[Row]]], ...] = (
     ("slurm", slurm.rows),
     ("cloud", cloud.rows),
 )
+
+EXTRAS = {  # rows that compare a default of ours, and the fields that ask for it
+    "preflight": ("preflight",),
+    "preflight on machines x processes": ("preflight",),
+    "steps between logged losses": ("logging_steps",),
+    "network": ("network_kind", "interface"),
+}
 
 
 def check(folder: str | os.PathLike[str]) -> list[Row]:
@@ -45,30 +49,24 @@ def check(folder: str | os.PathLike[str]) -> list[Row]:
     fields = read_fields(path / "spec.yaml")
     spec = Spec(**fields)
     found = _present(spec, path) + guarded("*.sh", _well_formed, path)
-    with _silence():
+    with quiet():
         for name, rows in CHECKS:
             found += guarded(name, rows, spec, path)
-    # A spec that somebody wrote by hand says nothing about which files there are.
-    return found if set(fields) == set(Spec.model_fields) else [row for row in found if _is_there(row, path)]
+    # A spec that somebody wrote by hand says nothing about which files there are, or about what it leaves out.
+    if set(fields) == set(Spec.model_fields):
+        return found
+    return [row for row in found if _is_there(row, path) and _is_named(row, fields)]
+
+
+def _is_named(row: Row, fields: Collection[str]) -> bool:
+    """Whether the spec says something about what the row compares, where silence means: as you like."""
+    return row.field not in EXTRAS or any(name in fields for name in EXTRAS[row.field])
 
 
 def _is_there(row: Row, folder: Path) -> bool:
     """Whether the row's file, and the files it leads to, are in ``folder``."""
     is_missing = row.field == "can be resolved" and "No such file" in str(row.resolved)
     return (folder / row.file.split(" from ")[0]).exists() and not is_missing and row.field != "exists"
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """No warnings of the tools (no GPU here, names that will go away some day): the rows say what counts."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.disable(level)
 
 
 def _present(spec: Spec, folder: Path) -> list[Row]:

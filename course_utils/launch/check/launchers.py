@@ -16,7 +16,8 @@ from course_utils.launch.check import program as check_program
 from course_utils.launch.check.program import Program
 from course_utils.launch.check.rows import Row, guarded
 from course_utils.launch.check.scripts import Started, resolve
-from course_utils.launch.spec import Spec, overrides
+from course_utils.launch.files import preflight
+from course_utils.launch.spec import Spec, overrides, settings
 from course_utils.launch.spec.silent import TRAINER_FILLS
 
 MASTER = {"MASTER_ADDR": "first.machine", "MASTER_PORT": "23456"}  # as a scheduler would set them
@@ -41,7 +42,23 @@ def _torchrun(spec: Spec, folder: Path) -> Iterable[Row]:
 
     started = _last_node(spec, folder / "torchrun.sh")
     yield Row("torchrun.sh", "launcher", "torchrun", started.arguments[0])
+    yield from _preflight(spec, "torchrun.sh", started)
     yield from _elastic(spec, "torchrun.sh", parse_args(started.arguments[1:]), started.environment)
+
+
+def _preflight(spec: Spec, file: str, started: Started) -> Iterable[Row]:
+    """What looks at the machines before training: on as many processes, with what the plan assumes."""
+    from torch.distributed.run import parse_args
+
+    asked = preflight.words(spec) if preflight.applies(spec) else []
+    if not started.preflight:
+        yield Row(file, "preflight", asked, [])
+        return
+    args = parse_args(list(started.preflight[1:]))
+    words = arriving(args.training_script_args)
+    yield Row(file, "preflight", asked, words[: words.index("--program")] if "--program" in words else words)
+    ranks = [int(args.nnodes), int(args.nproc_per_node)]
+    yield Row(file, "preflight on machines x processes", [spec.nodes, spec.gpus_per_node], ranks)
 
 
 def arriving(words: list[str]) -> list[str]:
@@ -66,6 +83,11 @@ def _elastic(spec: Spec, file: str, args: Any, environment: dict[str, str], by_t
     else:
         alone = bool(args.standalone) or file == "accelerate.sh"  # which was given a free port
         yield Row(file, "any free port", True, alone)
+    yield Row(file, "restarts after a crash", settings.restarts_by_launcher(spec), config.max_restarts)
+    logs = config.logs_specs
+    yield Row(file, "log of each rank", spec.log_dir or None, args.log_dir)
+    tee = "ALL" if spec.log_dir else "NONE"
+    yield Row(file, "streams in it", tee, getattr(logs._tee, "name", str(logs._tee)))
     is_module = bool(args.module)
     program = words[words.index(args.training_script) + 1 :]  # what stands before it is for python: -u -m
     name = args.training_script
@@ -93,6 +115,7 @@ def _accelerate(spec: Spec, folder: Path) -> Iterable[Row]:
     file = "accelerate.sh"
     started = _last_node(spec, folder / file)
     yield Row(file, "launcher", ["accelerate", "launch"], started.arguments[:2])
+    yield from _preflight(spec, file, started)
     with _environment(started.environment):
         parser = tool.launch_command_parser()
         args, defaults, from_config = tool._validate_launch_command(parser.parse_args(started.arguments[2:]))
@@ -199,6 +222,7 @@ def _deepspeed(spec: Spec, folder: Path) -> Iterable[Row]:
     file = "deepspeed.sh"
     started = _last_node(spec, folder / file)
     yield Row(file, "launcher", "deepspeed", started.arguments[0])
+    yield from _preflight(spec, file, started)
     args = runner.parse_args(started.arguments[1:])
     machines = runner.fetch_hostfile(args.hostfile)
     yield Row("hostfile", "found by deepspeed", True, machines is not None)

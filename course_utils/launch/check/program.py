@@ -18,6 +18,8 @@ from unittest import mock
 from course_utils.launch.check.rows import Row
 from course_utils.launch.spec import Spec, arguments, settings
 
+NETWORK = ("NCCL_NET", "FI_PROVIDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+
 
 class Program(NamedTuple):
     """A program as its launcher starts it, on ``world_size`` processes."""
@@ -38,6 +40,8 @@ def rows(spec: Spec, program: Program) -> Iterable[Row]:
     yield Row(file, "started as a module", spec.program_is_module, program.is_module)
     last = len(program.arguments) - len(spec.arguments)
     yield Row(file, "arguments", list(spec.arguments), program.arguments[max(last, 0) :])
+    network = {name: program.environment.get(name) for name in NETWORK}
+    yield Row(file, "network", settings.network_variables(spec), {k: v for k, v in network.items() if v is not None})
     with as_a_rank(program):
         if spec.trainer_flags:
             yield from _training_arguments(spec, program)
@@ -88,6 +92,7 @@ def _training_arguments(spec: Spec, program: Program) -> Iterable[Row]:
     yield Row(file, "accumulation", spec.accumulation_steps, args.gradient_accumulation_steps)
     yield Row(file, "optimizer steps", spec.max_steps, args.max_steps)
     yield Row(file, "steps between checkpoints", spec.save_every, args.save_steps)
+    yield from _budget(spec, file, args)
     yield Row(file, "on the CPU", spec.device == "cpu", args.use_cpu)
     autocast = "bf16" if spec.is_deepspeed and spec.precision == "bf16_weights" else settings.mixed_precision(spec)
     yield Row(file, "precision", autocast, args.mixed_precision)
@@ -107,6 +112,17 @@ def _training_arguments(spec: Spec, program: Program) -> Iterable[Row]:
     if args.deepspeed:
         mismatches = [line.removeprefix("- ds ") for line in args.hf_deepspeed_config.mismatches]
         yield Row(file, "contradicts deepspeed.json", [], mismatches)
+
+
+def _budget(spec: Spec, file: str, args: Any) -> Iterable[Row]:
+    """How often losses are logged, and whatever else of a long run the spec decides."""
+    if (steps := arguments.logging_steps(spec)) is not None:
+        yield Row(file, "steps between logged losses", steps, args.logging_steps)
+    for field, flag, _ in arguments.OPTIONAL:
+        if (asked := getattr(spec, field)) is not None:
+            found = getattr(args, flag)
+            reported = (",".join(found) or "none") if isinstance(found, list) else found
+            yield Row(file, field.replace("_", " "), asked, reported)
 
 
 def _own_flags(spec: Spec, file: str, words: list[str]) -> Iterable[Row]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -27,6 +30,19 @@ def guarded(file: str, rows_of: Callable[..., Iterable[Row]], *arguments: Any) -
     except (Exception, SystemExit) as error:
         found.append(Row(file, "can be resolved", "yes", f"{type(error).__name__}: {' '.join(str(error).split())}"))
     return found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and no log of the tools (no GPU here, names that will go away): rows and findings say what counts."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 def table(rows: Iterable[Row], width: int = 44) -> str:

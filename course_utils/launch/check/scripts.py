@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +18,18 @@ LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
 # Python, because neither `env --null` nor another tool that separates with NUL is on every Unix.
 WRITES = r"import os; os.write(1, b''.join(b'%s=%s\0' % item for item in os.environb.items()))"
 STAND_IN = f"""#!/bin/sh
-printf '%s\\0' "${{0##*/}}" "$@" > "$WRITE_DOWN/arguments"
+case "$*" in *preflight.py\\ --output_dir=*) file=preflight ;; *) file=arguments ;; esac
+printf '%s\\0' "${{0##*/}}" "$@" > "$WRITE_DOWN/$file"
 {shlex.quote(sys.executable)} -S -E -c {shlex.quote(WRITES)} > "$WRITE_DOWN/environment"
 """
 
 
 class Started(NamedTuple):
-    """What a script started: the launcher with its arguments, and the environment it saw."""
+    """What a script started: the launcher with its arguments, the environment it saw, and before it the preflight."""
 
     arguments: list[str]
     environment: dict[str, str]
+    preflight: Sequence[str] = ()
 
 
 def resolve(script: Path, **environment: str) -> Started:
@@ -65,7 +68,8 @@ def stand_ins(folder: Path, commands: dict[str, str]) -> dict[str, str]:
 def started(folder: Path) -> Started:
     """What a stand-in wrote down into ``folder``."""
     arguments, variables = (_words(folder / name) for name in ("arguments", "environment"))
-    return Started(arguments, dict(variable.split("=", 1) for variable in variables))
+    preflight = _words(folder / "preflight") if (folder / "preflight").exists() else ()
+    return Started(arguments, dict(variable.split("=", 1) for variable in variables), preflight)
 
 
 def _words(file: Path) -> list[str]:

@@ -138,7 +138,7 @@ def _body(spec: Spec, script: Path) -> Iterable[Row]:
     machines = _on_machines(script)
     yield Row(FILE, "machines that start torchrun", sorted({0, spec.nodes - 1}), sorted(machines))
     ranks = {}
-    for machine, (words, environment) in machines.items():
+    for machine, (words, environment, _) in machines.items():
         args = parse_args(words[1:])
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"} | environment, clear=True):
             config, _, command = config_from_args(args)
@@ -168,7 +168,7 @@ def _without_scontrol(script: Path) -> str:
         machines = _on_machines(script, MISSING)
     except RuntimeError:
         return "none: the job stops"
-    words, environment = machines[min(machines)] if machines else ([], {})
+    words, environment = machines[min(machines)][:2] if machines else ([], {})
     if not words:
         return "none: the job stops"
     with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"} | environment, clear=True):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from course_utils.errors import SpecError
-from course_utils.launch.check.rows import Row
+from course_utils.launch.check.rows import Row, quiet
 from course_utils.launch.explain.across import same
-from course_utils.launch.explain.explain import quiet, read_file
+from course_utils.launch.explain.explain import read_file
 from course_utils.launch.spec import Spec, overrides, settings
 
 SUFFIXES = (".yaml", ".yml", ".json", ".py", ".sh", ".bash", ".sbatch", ".slurm")
@@ -80,6 +80,8 @@ def facts(spec: Spec) -> dict[str, Any]:
         "save_steps": spec.save_every,
         "time_limit": spec.time_limit,
     }
+    if spec.learning_rate is not None:
+        found["learning_rate"] = spec.learning_rate
     if spec.device == "cuda":
         found["gpus_per_node"] = spec.gpus_per_node
     if spec.is_deepspeed:

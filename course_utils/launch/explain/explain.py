@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from course_utils.errors import SpecError
+from course_utils.launch.check.rows import quiet
 from course_utils.launch.explain import (
     accelerate_yaml,
     across,
@@ -69,19 +67,6 @@ def explain(paths: Sequence[str | os.PathLike[str]], asked: Mapping[str, str] | 
         [row for reading in every for row in reading.settings],
         [finding for reading in every for finding in reading.findings],
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings of the tools: the findings say what counts."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.disable(level)
 
 
 def read_file(path: Path) -> Reading:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from course_utils.gpus import GPUS
+from course_utils.launch.files import why
 from course_utils.launch.spec import Spec, arguments, settings
 
 CPU_INSTANCE = "ml.c5.4xlarge"  # 16 processor cores: the rehearsal
@@ -107,8 +108,14 @@ def _program_values(spec: Spec) -> dict[str, Any]:
         "flags": arguments.flags(spec),
         "config_flags": kind if arguments.config_flags(spec) else "",
         "variables": variables,
+        "reasons": why.VARIABLES,
         "config_variable": config_variable,
     }
+
+
+def has_fast_network(spec: Spec) -> bool:
+    """Whether a network that goes around the operating system was asked for, between several machines with GPUs."""
+    return spec.nodes > 1 and spec.device == "cuda" and spec.network_kind in ("infiniband", "roce", "efa")
 
 
 def trainjob_values(spec: Spec, folder: str) -> dict[str, Any]:
@@ -117,10 +124,13 @@ def trainjob_values(spec: Spec, folder: str) -> dict[str, Any]:
     return {
         "job": job_name(spec),
         "script": script,
+        "fast_network": has_fast_network(spec),
         "mount": KUBERNETES_OUTPUT,
         "output": f"{KUBERNETES_OUTPUT}/{job_name(spec)}",
     }
 
 
 def skypilot_values(spec: Spec, folder: str) -> dict[str, Any]:
-    return {"job": sky_name(spec), "accelerator": GPUS[spec.gpu].accelerator, "script": f"{folder}/torchrun.sh"}
+    return {"job": sky_name(spec), "accelerator": GPUS[spec.gpu].accelerator, "script": f"{folder}/torchrun.sh"} | {
+        "fast_network": has_fast_network(spec)
+    }

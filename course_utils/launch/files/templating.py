@@ -74,6 +74,16 @@ def comment(value: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
+def remark(value: Any) -> str:
+    """A comment behind a line, and nothing where there is nothing to say."""
+    return f"  # {comment(value)}" if value else ""
+
+
+def verbatim(text: str) -> str:
+    """A file of this project that needs no filling in, as it is."""
+    return text.rstrip("\n")
+
+
 @cache
 def environment() -> Environment:
     """Jinja with the filters of this module; an undefined name in a template is an error."""
@@ -84,8 +94,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"sh": sh, "py": repr, "yaml": to_yaml, "inline": inline, "comment": comment}
-    found.filters |= {"json": json.dumps, "pretty": pretty}
+    found.filters |= {"sh": sh, "py": repr, "yaml": to_yaml, "inline": inline, "comment": comment, "remark": remark}
+    found.filters |= {"json": json.dumps, "pretty": pretty, "verbatim": verbatim}
     return found
 
 

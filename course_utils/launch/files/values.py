@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from course_utils.launch.files import why
+from course_utils.launch.files import preflight, why
 from course_utils.launch.spec import Spec, arguments, settings
 
 
@@ -48,7 +48,10 @@ def script(launcher: str, spec: Spec) -> dict[str, Any]:
         "doubles": doubles,
         "here": "${HERE//[$]/$dollars}" if doubles else "$HERE",
         "several": spec.nodes > 1,
-        "uses_here": bool(config_flags or config_variable or launcher != "torchrun"),
+        "uses_here": bool(config_flags or config_variable or launcher != "torchrun" or preflight.applies(spec)),
+        "preflight": preflight.words(spec) if preflight.applies(spec) else [],
+        "reasons": why.VARIABLES,
+        "restarts": settings.restarts_by_launcher(spec),
         "variables": list(variables.items()),
         "config_variable": config_variable,
         "program": arguments.program(spec),
@@ -82,4 +85,10 @@ def readme(spec: Spec, folder: str) -> dict[str, Any]:
     name = "deepspeed.json" if spec.is_deepspeed else "fsdp.json"
     is_ours = spec.trainer_flags and arguments.is_one_of(spec, [arguments.FINETUNE])
     data = arguments.data_of(spec) if is_ours else ""
-    return {"several": spec.nodes > 1, "json_name": name, "json_rows": list(rows), "data": data}
+    return {
+        "several": spec.nodes > 1,
+        "preflight": preflight.applies(spec),
+        "json_name": name,
+        "json_rows": list(rows),
+        "data": data,
+    }

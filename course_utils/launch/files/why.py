@@ -71,6 +71,15 @@ DEEPSPEED = {
 }
 
 
+VARIABLES = {
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "or restarted ranks read the dead ones' addresses (pytorch issue 135712)",
+    "NCCL_NET": "this network or an error; else NCCL falls back to sockets, and only its log says so",
+    "FI_PROVIDER": "libfabric's name of the network; preflight sees whether NCCL uses it",
+    "NCCL_SOCKET_IFNAME": "the interface by which ranks find each other, and of sockets",
+    "GLOO_SOCKET_IFNAME": "the same for gloo",
+}
+
+
 def _indented(settings: dict[str, Any], reasons: dict[str, str], prefix: str) -> Iterator[tuple[int, str, Any, str]]:
     for name, value in settings.items():
         yield 2, name, value, reasons[name.removeprefix(prefix)]

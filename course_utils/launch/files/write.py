@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from course_utils.errors import SpecError
-from course_utils.launch.files import cloud, values
+from course_utils.launch.files import cloud, preflight, values
 from course_utils.launch.files.templating import fill
-from course_utils.launch.spec import Spec
+from course_utils.launch.spec import Spec, state
 
 Values = Callable[[Spec, str], dict[str, Any]]
 
@@ -53,6 +53,7 @@ FILES: tuple[LaunchFile, ...] = (
     LaunchFile("deepspeed.json", "ZeRO, for every launcher", values.deepspeed_json, _deepspeed),
     LaunchFile("deepspeed.sh", "starts one machine's processes with deepspeed", values.deepspeed_sh, _deepspeed),
     LaunchFile("hostfile", "machines and processes, for deepspeed.sh", values.hostfile, _deepspeed),
+    LaunchFile("preflight.py", "looks at the machines before training", preflight.values, preflight.applies),
     LaunchFile("slurm.sbatch", "a SLURM cluster: starts torchrun.sh on every machine, again and again until finished"),
     LaunchFile("sagemaker_v3.py", "starts the run on Amazon SageMaker with SDK 3", cloud.sagemaker_values),
     LaunchFile("sagemaker_v2.py", "the same with SDK 2", cloud.sagemaker_v2_values),
@@ -74,7 +75,12 @@ def files_of(spec: Spec) -> list[LaunchFile]:
 
 
 def render(spec: Spec, folder: str | os.PathLike[str] = "launch") -> dict[str, str]:
-    """The text of every file, by name. ``folder`` is where they will lie, seen from where they are started."""
+    """The text of every file, by name. ``folder`` is where they will lie, seen from where they are started.
+
+    Raises:
+        SpecError: ``folder`` is not UTF-8, or ``spec.warning`` is too short to save the model.
+    """
+    state.check_warning(spec)
     where = Path(folder).as_posix()
     try:
         where.encode("utf-8")

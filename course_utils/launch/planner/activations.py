@@ -4,7 +4,8 @@ Derived from what autograd saves under torch 2.13 and transformers 5.23 with SDP
 tested against ``torch.distributed._tools.mem_tracker.MemTracker`` on real models. The classic sum for a GPT in 16 bit,
 ``s b h (34 + 5 a s / h)`` bytes a layer (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large
 Transformer Models", equation 1), differs in four ways: SDPA keeps no score matrix, most models have no dropout, a
-gated MLP keeps four wide tensors, and autocast keeps one 16-bit copy of an input per linear layer that reads it.
+gated MLP keeps four wide tensors, and autocast keeps one 16-bit copy of an input per linear layer that reads it. What
+a family has instead of these (eager attention, four norms, dropout) stands in its ``ModelShape``.
 """
 
 from __future__ import annotations
@@ -47,15 +48,23 @@ def kept(spec: Spec) -> Kept:
     return Kept(2, 2, FP32 if fp32_adapters else 0)
 
 
-def norm(width: int, how: Kept, shape: ModelShape, trained: bool = True) -> int:
-    """Bytes per token that a norm keeps.
+def norm(width: int, how: Kept, shape: ModelShape, trained: bool = True, of_matrix: bool = False) -> int:
+    """Bytes per token that a norm keeps; ``of_matrix``: it reads a matrix's result, not the sum through the layers.
 
     ``nn.LayerNorm`` keeps its input. transformers' RMSNorm is written out in Python: it keeps its input in fp32 (a
     copy, where the input is 16-bit) and, for the gradient of its weight, the normalised input.
     """
-    if shape.norm == "layer":
-        return width * how.residual
-    return width * (FP32 + (how.residual if trained else 0))
+    source = how.compute if of_matrix else how.residual
+    normalised = {"rms": source, "rms32": FP32, "mean32": FP32}.get(shape.norm, 0) if trained else 0
+    once = {"layer": source, "mean32": 2 * FP32}.get(shape.norm, FP32)  # Cohere's: its input and that less the mean
+    return width * (once + normalised)
+
+
+def norms(shape: ModelShape, how: Kept, trained: bool = True) -> int:
+    """Bytes per token of a layer's norms as wide as its input."""
+    before = shape.norms - shape.post_norms
+    each = (norm(shape.hidden_size, how, shape, trained, of_matrix) for of_matrix in (False, True))
+    return sum(count * size for count, size in zip((before, shape.post_norms), each, strict=True))
 
 
 def attention(shape: ModelShape, how: Kept, trained: bool = True, tp: int = 1, masked: bool = False) -> int:
@@ -63,19 +72,50 @@ def attention(shape: ModelShape, how: Kept, trained: bool = True, tp: int = 1, m
 
     FlashAttention recomputes the scores (Dao et al. 2022, algorithm 4), so nothing grows with the square of the
     sequence length. Rotated queries and keys are new tensors; the fused matrix they were cut from stays for the values.
-    With a mask transformers repeats the key-value heads (``use_gqa_in_sdpa``).
+    With a mask transformers repeats the key-value heads (``use_gqa_in_sdpa``), and so does eager attention.
     """
     q, kv = shape.query_size, shape.key_value_size
-    wide = how.compute * (2 * q + 2 * (q if masked else kv)) + LOG_SUM_EXP * shape.num_attention_heads
-    if shape.fused_projections and shape.rotary:
+    one_for_all = shape.fused_projections and shape.num_key_value_heads == 1  # expanded without a copy
+    repeated = kv < q and (shape.attention.startswith("eager") or masked and not one_for_all)
+    wide = how.compute * (2 * q + 2 * (q if repeated else kv))
+    if shape.attention == "sdpa":
+        wide += LOG_SUM_EXP * shape.num_attention_heads + (how.compute * q if shape.reordered else 0)
+    elif shape.attention == "eager32" and not how.cast:
+        wide += (FP32 - how.compute) * 2 * q
+    elif shape.attention == "math":
+        return (FP32 * (q + 2 * (q if masked else kv)) + how.compute * q) // tp
+    if shape.fused_projections and shape.rotary and not repeated:
         wide += how.compute * (q + kv)
-    if shape.qk_norm:
-        wide += (q + kv) * (FP32 + (how.compute if trained else 0))
+    if shape.qk_norm and not (shape.norm == "layer" and shape.fused_projections):
+        wide += norm(q + kv, how, shape, trained, of_matrix=True)
     return wide // tp
 
 
+def scores(spec: Spec, shape: ModelShape) -> int:
+    """Bytes per token that eager attention keeps for T scores per head: what SDPA was made to avoid.
+
+    ``softmax`` keeps its fp32 result and the values' matrix multiplication a copy in the computation's type; the tanh
+    of soft-capping keeps its result, dropout a mask of a byte and what it lets through.
+    """
+    if shape.attention == "sdpa":
+        return 0
+    compute = kept(spec).compute
+    copies = 0 if shape.attention == "math" else compute if shape.attention_dropout or compute != FP32 else 0
+    a_score = FP32 + copies + (1 if shape.attention_dropout else 0) + (compute if shape.soft_capping else 0)
+    return _scores(spec, shape) * a_score
+
+
+def _scores(spec: Spec, shape: ModelShape) -> int:
+    return shape.num_attention_heads * spec.sequence_length // spec.tensor_parallel
+
+
 def masked_layers(spec: Spec, shape: ModelShape) -> int:
-    """Layers that keep a mask: all where a batch is padded, else those with a window shorter than a sequence."""
+    """Layers that keep a mask: all where a batch is padded, else those with a window shorter than a sequence.
+
+    Eager attention adds one mask to its scores, which keeps nothing.
+    """
+    if shape.attention != "sdpa":
+        return 0
     if is_padded(spec):
         return shape.num_hidden_layers
     return shape.sliding_layers if spec.sequence_length > shape.sliding_window else 0
@@ -89,10 +129,10 @@ def is_padded(spec: Spec) -> bool:
 def mlp(shape: ModelShape, how: Kept, trained: bool = True, tp: int = 1) -> int:
     """Bytes per token of the wide tensors: gate, up, activated gate, and their product; ungated: before and after.
 
-    GPT-2's ``gelu_new`` is written out in Python and keeps five. The last one is the input of the down projection,
-    which frozen weights do not need (their adapter keeps its own copy, see ``inputs``).
+    GPT-2's ``gelu_new`` is written out in Python and keeps five; ``relu`` its result only. The last one is the input of
+    the down projection, which frozen weights do not need (their adapter keeps its own copy, see ``inputs``).
     """
-    tensors = 4 if shape.gated_mlp else 5 if shape.activation == "gelu_new" else 2
+    tensors = 4 if shape.gated_mlp else {"gelu_new": 5, "relu": 1}.get(shape.activation, 2)
     return how.compute * shape.intermediate_size * (tensors - (0 if trained or not how.cast else 1)) // tp
 
 
@@ -104,7 +144,7 @@ def inputs(shape: ModelShape, how: Kept, lora_rank: int = 0, tp: int = 1) -> int
     """
     rank = lora_rank * len(linears(shape)) * (how.cast or how.compute)
     if not how.cast:
-        return 2 * shape.hidden_size * how.compute + rank
+        return min(shape.norms, 2) * shape.hidden_size * how.compute + rank
     of_norms = sum(width for width, _ in _readers_of_norms(shape)) * how.cast
     if not lora_rank:
         return of_norms
@@ -125,9 +165,11 @@ def layer(spec: Spec, shape: ModelShape, masked: bool) -> int:
     """
     how, trained, tp = kept(spec), not spec.lora_rank, spec.tensor_parallel
     return (
-        2 * norm(shape.hidden_size, how, shape, trained)
+        norms(shape, how, trained)
+        + shape.dropouts * shape.hidden_size
         + inputs(shape, how, spec.lora_rank, tp)
-        + attention(shape, how, trained, tp, masked)
+        + attention(shape, how, trained, tp, masked or shape.attention == "math" and is_padded(spec))
+        + scores(spec, shape)
         + mlp(shape, how, trained, tp)
         + (how.compute * spec.sequence_length if masked else 0)
     )
@@ -155,9 +197,20 @@ def stored(spec: Spec, shape: ModelShape) -> int:
 
 
 def live_layer(spec: Spec, shape: ModelShape) -> int:
-    """Bytes of the one layer whose backward pass runs: its activations and the gradients of its widest tensors."""
+    """Bytes of the one layer whose backward pass runs: its activations and the gradients of its widest tensors.
+
+    Of a gated MLP that are two more than its own, of a plain one with a fused activation one, or with autocast's
+    copies two. Where attention is not fused the scores' gradient may be wider: ``softmax`` reads one in fp32 and writes
+    one, when the MLP's tensors and the copy of the scores are gone.
+    """
     how = kept(spec)
-    gradients = how.compute * shape.intermediate_size * 2 // spec.tensor_parallel + how.residual * shape.hidden_size
+    wide = 1 if shape.activation == "function" and not shape.gated_mlp and not how.cast else 2
+    gradients = how.compute * shape.intermediate_size * wide // spec.tensor_parallel
+    if shape.attention != "sdpa":
+        copy = 0 if shape.attention == "math" else how.compute
+        of_scores = (2 * FP32 - copy) * _scores(spec, shape)
+        gradients = max(gradients, of_scores - mlp(shape, how, not spec.lora_rank, spec.tensor_parallel))
+    gradients += how.residual * shape.hidden_size
     return tokens(spec) * (layer(spec, shape, masked_layers(spec, shape) > 0) + gradients)
 
 
@@ -165,12 +218,14 @@ def logits(spec: Spec, shape: ModelShape) -> int:
     """Bytes of the scores over the vocabulary when the loss is differentiated: three fp32 tensors.
 
     transformers' ``ForCausalLMLoss`` upcasts to fp32. ``log_softmax`` keeps its result; its backward pass holds that,
-    the gradient that comes in and the one that goes out: 12 bytes a score.
+    the gradient that comes in and the one that goes out: 12 bytes a score, and the tanh's result where they are capped.
     """
-    return tokens(spec) * shape.vocab_size * 3 * FP32 if shape.lm_head else 0
+    a_score = 3 * FP32 + (kept(spec).compute if shape.logit_capping else 0)
+    return tokens(spec) * shape.vocab_size * a_score if shape.lm_head else 0
 
 
 def forward_logits(spec: Spec, shape: ModelShape) -> int:
     """Bytes of the scores when the loss is computed: as they come, upcast to fp32, and ``log_softmax``'s result."""
-    a_score = 2 * FP32 + (2 if kept(spec).compute == 2 else 0)
+    compute = kept(spec).compute
+    a_score = 2 * FP32 + (2 if compute == 2 else 0) + (compute if shape.logit_capping else 0)
     return tokens(spec) * shape.vocab_size * a_score if shape.lm_head else 0

@@ -41,7 +41,7 @@ def build(spec: Spec, config: PreTrainedConfig) -> tuple[nn.Module, ModelShape]:
 
     dtype = torch.bfloat16 if spec.precision == "bf16_weights" else torch.float32
     with initialization.no_init_weights():
-        model = model_class(config).from_config(config, dtype=dtype, attn_implementation="sdpa").train()
+        model = model_class(config).from_config(config, dtype=dtype).train()
     model.tie_weights()  # which initialising would have done
     shape = shape_of_model(model, config)
     if spec.lora_rank:
@@ -77,9 +77,41 @@ def _masks_as_with_numbers(spec: Spec) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _dropout_as_on_gpus() -> Iterator[None]:
+    """A GPU's dropout keeps a mask, a byte a number, and its fused attention the state of the random numbers.
+
+    The CPU's keeps a factor as wide as its input, and with dropout in attention the scores.
+    """
+    import torch
+    from torch.nn import functional
+
+    fused = functional.scaled_dot_product_attention
+
+    def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        return torch.native_dropout(input, p, True)[0] if training and p else input
+
+    def attention(*tensors: Any, dropout_p: float = 0.0, **options: Any) -> Any:
+        return fused(*tensors, **options)
+
+    with (
+        mock.patch.object(functional, "dropout", dropout),
+        mock.patch.object(functional, "scaled_dot_product_attention", attention),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _fake(spec: Spec) -> Iterator[None]:
+    """Tensors without storage that behave as a GPU's would."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), _masks_as_with_numbers(spec), _dropout_as_on_gpus():
+        yield
+
+
 def measured_step(spec: Spec, config: PreTrainedConfig) -> Measured:
     """One optimizer step on one GPU (DDP's local part: no buckets), the second one, when AdamW's moments exist."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
     def tracker(model: nn.Module, optimizer: Any) -> MemTracker:
@@ -87,7 +119,7 @@ def measured_step(spec: Spec, config: PreTrainedConfig) -> Measured:
         found.track_external(model, optimizer)
         return found
 
-    with FakeTensorMode(), _masks_as_with_numbers(spec):
+    with _fake(spec):
         model, shape = build(spec, config)
         return _second_step(spec, shape, model, tracker, ("Parameter", "Gradient", "Optstate"))
 
@@ -97,10 +129,9 @@ def measured_shard(spec: Spec, config: PreTrainedConfig) -> Measured:
 
     The model is wrapped as ``accelerate.utils.fsdp_utils.fsdp2_prepare_model`` does.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
-    with _fake_ranks(spec) as mesh, FakeTensorMode(), _masks_as_with_numbers(spec):
+    with _fake_ranks(spec) as mesh, _fake(spec):
         model, shape = build(spec, config)
         shard(spec, model, mesh)
         return _second_step(spec, shape, model, FSDPMemTracker, ("Sharded Param", "Sharded Grad", "OptState"))

@@ -19,6 +19,7 @@ from course_utils.launch.planner import activations
 from course_utils.launch.planner.reduction import Reduction, asked
 from course_utils.launch.spec import Spec
 from course_utils.launch.spec.settings import BUCKET
+from course_utils.launch.spec.state import bytes_of
 from course_utils.models.shapes import (
     ModelShape,
     adapter_parameters,
@@ -45,33 +46,6 @@ COMPONENTS = (
     "logits",
     "margin",
 )
-
-
-class Bytes(NamedTuple):
-    """Bytes per parameter: its weight as stored and as gathered for computing, gradient, master copy, moments."""
-
-    weight: int
-    gathered: int
-    gradient: int
-    master: int
-    optimizer: int
-
-
-def bytes_of(spec: Spec) -> Bytes:
-    """Bytes per trained parameter before sharding, AdamW.
-
-    Sources: accelerate 1.15 (``fsdp2_prepare_model`` upcasts trained weights to fp32 under mixed precision; its policy
-    computes and reduces in 16 bit), DeepSpeed 0.19 (``single_partition_of_fp32_groups`` is an fp32 copy even of fp32
-    weights; with ``bf16_master_weights_and_grads`` and ``bf16_optimizer_states`` nothing is fp32).
-    """
-    if spec.is_deepspeed:
-        if spec.precision == "fp32":
-            return Bytes(4, 4, 4, 4, 8)
-        return Bytes(2, 2, 2, 2, 4) if spec.precision == "bf16_weights" else Bytes(2, 2, 2, 4, 8)
-    if spec.precision == "bf16_weights":
-        # peft keeps the adapters of a 16-bit model in fp32 (autocast_adapter_dtype=True).
-        return Bytes(4, 4, 4, 0, 8) if spec.lora_rank else Bytes(2, 2, 2, 0, 4)
-    return Bytes(4, 4 if spec.precision == "fp32" else 2, 4, 0, 8)
 
 
 def frozen_bytes(spec: Spec) -> int:

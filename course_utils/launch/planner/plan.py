@@ -40,6 +40,8 @@ class Plan:
         parts = [NAMES[self.spec.strategy]]
         if self.spec.replicas > 1:
             parts.append(f"{self.spec.replicas} replicas")
+        if self.spec.tensor_parallel > 1:
+            parts.append(f"{self.spec.tensor_parallel} GPUs a matrix")
         if not self.spec.reshard_after_forward:
             parts.append("no reshard")
         if self.reduction.each_batch and not self.spec.is_deepspeed:
@@ -90,9 +92,14 @@ def plan(spec: Spec, shape: ModelShape | None = None, reduction: Reduction | Non
         reduction: how often and in which type gradients are reduced; None: as ``spec.arguments`` ask for.
 
     Raises:
-        SpecError: the model is not known, see ``shape_of``.
+        SpecError: the model is not known or not counted, see ``shape_of``; context parallelism without SDPA.
     """
     shape, how = shape or shape_of(spec.model), asked(spec) if reduction is None else reduction
+    if shape.attention != "sdpa" and spec.context_parallel > 1:
+        raise SpecError(
+            f"context_parallel={spec.context_parallel} cuts sequences inside SDPA, and this model's attention is "
+            f"{shape.attention}; allowed: 1"
+        )
     whole, trained = memory.total_parameters(spec, shape)
     count = memory.parameters(spec, shape)
     on_gpu, on_host = memory.on_gpu(spec, shape, count, how), memory.on_host(spec, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from course_utils.launch.planner import memory, mfu, speed
+from course_utils.launch.planner import activations, memory, mfu, speed
 from course_utils.launch.planner.changes import cheapest_change
 from course_utils.launch.planner.plan import GIB, Plan, plan
 
@@ -64,7 +64,19 @@ def _memory_lines(one: Plan) -> list[str]:
     sums = [sum(found.values()) / GIB for found in one.moments.values()]
     lines.append(f"{'total':18}" + "".join(f"{size:13.2f}" for size in sums) + f"   limit {one.limit / GIB:.1f}")
     host = ", ".join(f"{name} {size / GIB:.1f}" for name, size in one.host.items())
-    return lines + ([f"GiB per machine:  {host}"] if host else [])
+    return lines + ([f"GiB per machine:  {host}"] if host else []) + _attention_lines(one)
+
+
+def _attention_lines(one: Plan) -> list[str]:
+    """What a model costs that transformers does not give fused attention."""
+    if one.shape.attention == "sdpa":
+        return []
+    heads, length = one.shape.num_attention_heads, one.spec.sequence_length
+    size = activations.tokens(one.spec) * activations.scores(one.spec, one.shape) / GIB
+    return [
+        f"attention is not fused for this model: each layer's {heads} x {length:,} x {length:,} scores are tensors, "
+        f"{size:.2f} GiB a layer"
+    ]
 
 
 def _speed_lines(one: Plan) -> list[str]:

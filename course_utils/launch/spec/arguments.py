@@ -14,6 +14,14 @@ FINETUNE = "course_utils.recipes.finetune"
 # Programs that take TRL's names for model, length, type and LoRA (trl.ModelConfig, trl.SFTConfig).
 TAKES_MODEL_FLAGS = (FINETUNE, "trl.scripts.sft")
 MODEL_FLAGS = ("--model_name_or_path", "--max_length", "--dtype", "--use_peft", "--lora_r", "--lora_target_modules")
+# Fields that are None where the program's own default is fine: field, flag, why.
+OPTIONAL = (
+    ("learning_rate", "learning_rate", "the highest of the run"),
+    ("warmup_steps", "warmup_steps", "steps until it is reached"),
+    ("seed", "seed", "of weights, dropout and the order of rows"),
+    ("save_total_limit", "save_total_limit", "older checkpoints are deleted"),
+    ("tracker", "report_to", "losses go there, too"),
+)
 
 
 class Flag(NamedTuple):
@@ -64,6 +72,24 @@ def data_of(spec: Spec) -> str:
     return data(*given, task(spec))
 
 
+def logging_steps(spec: Spec) -> int | None:
+    """Optimizer steps between logged losses: the field, else 10; None where the arguments decide."""
+    named = any(value_of(spec.arguments, name) is not None for name in ("--logging_steps", "--logging-steps"))
+    return None if named else spec.logging_steps or 10
+
+
+def _budget(spec: Spec) -> list[Flag]:
+    """What a long run needs besides: losses to look at, a learning rate, a seed, room on the disk."""
+    found = [Flag(f"--{flag}={getattr(spec, field)}", why) for field, flag, why in OPTIONAL if _given(spec, field)]
+    if (steps := logging_steps(spec)) is not None:
+        found.insert(0, Flag(f"--logging_steps={steps}", "steps between logged losses; TrainingArguments' is 500"))
+    return found
+
+
+def _given(spec: Spec, field: str) -> bool:
+    return getattr(spec, field) is not None
+
+
 def flags(spec: Spec) -> list[Flag]:
     """What the spec decides, in TrainingArguments' words; empty for a program that does not take them."""
     if not spec.trainer_flags:
@@ -77,6 +103,7 @@ def flags(spec: Spec) -> list[Flag]:
         Flag(f"--gradient_accumulation_steps={spec.accumulation_steps}", _batch_sum(spec)),
         Flag(f"--max_steps={spec.max_steps}", "optimizer steps"),
         Flag(f"--save_steps={spec.save_every}", "optimizer steps between checkpoints"),
+        *_budget(spec),
         Flag(f"--bf16={autocast['bf16']}", "said either way: TRL's default is True, TrainingArguments' False"),
         Flag(f"--fp16={autocast['fp16']}", "with a loss scale, for GPUs without bf16"),
         _recomputation(spec),

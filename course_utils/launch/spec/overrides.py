@@ -72,7 +72,12 @@ def _decided(spec: Spec) -> dict[str, tuple[str, object]]:
         "bf16": ("precision", spec.precision == "bf16" or (spec.is_deepspeed and spec.precision == "bf16_weights")),
         "fp16": ("precision", spec.precision == "fp16"),
         "use_cpu": ("device", spec.device == "cpu"),
+        "auto_find_batch_size": ("micro_batch", False),  # tries smaller ones until a step fits
     }
+    names = ("logging_steps", "learning_rate", "warmup_steps", "seed", "save_total_limit")
+    found |= {name: (name, getattr(spec, name)) for name in names if getattr(spec, name) is not None}
+    if spec.tracker is not None:
+        found["report_to"] = ("tracker", spec.tracker)
     recomputed = spec.checkpointing and not spec.is_fsdp  # FSDP does it by its own setting, and both raise
     found |= dict.fromkeys(("activation_checkpointing", "gradient_checkpointing"), ("checkpointing", recomputed))
     if (
@@ -87,6 +92,7 @@ def _decided(spec: Spec) -> dict[str, tuple[str, object]]:
         found |= {"dtype": ("precision", "bfloat16" if spec.precision == "bf16_weights" else "float32")}
         if isinstance(spec.model, str):
             found["model_name_or_path"] = ("model", spec.model)
+        found |= dict.fromkeys(("load_in_4bit", "load_in_8bit"), ("precision", False))
         if spec.lora_rank:
             found["lora_r"] = ("lora_rank", spec.lora_rank)
     return found
@@ -103,7 +109,7 @@ def _value(spec: Spec, flag: str) -> str | None:
 def _same(written: str, wanted: object) -> bool:
     if isinstance(wanted, bool):
         return written.lower() in (TRUE if wanted else FALSE)
-    if isinstance(wanted, int):
+    if isinstance(wanted, int | float):
         try:
             return float(written) == wanted
         except ValueError:

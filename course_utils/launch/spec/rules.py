@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
+INTERFACE = re.compile(r"([=^]{0,2}[A-Za-z0-9][A-Za-z0-9_.:,-]{0,100})?")  # as NCCL_SOCKET_IFNAME takes it
 CLUSTER_WORD = re.compile(r"[A-Za-z0-9_.,@:/-]{0,200}")
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -26,19 +27,20 @@ def check(spec: Spec) -> None:
 
 
 def _numbers(spec: Spec) -> None:
-    for field in ("gpu_memory", "network", "host_memory", "price", "mfu"):
+    for field in ("gpu_memory", "network", "host_memory", "price", "mfu", "learning_rate", "storage", "gpu_mtbf"):
         value = getattr(spec, field)
         if value is not None and not math.isfinite(value):
             raise out_of_range(field, value, "a finite number")
 
 
 def _texts(spec: Spec) -> None:
-    for field in ("name", "program", "output_dir", "arguments", "hosts", "model"):
+    for field in ("name", "program", "output_dir", "log_dir", "arguments", "hosts", "model"):
         value = getattr(spec, field)
         for text in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
             if "\0" in text or any(0xD800 <= ord(c) <= 0xDFFF for c in text):
                 raise SpecError(f"{field}={text!r} cannot be an argument of a program; allowed: text without NUL")
     patterns = {"name": JOB_NAME, "partition": CLUSTER_WORD, "account": CLUSTER_WORD, "image": CLUSTER_WORD}
+    patterns["interface"] = INTERFACE
     for field, pattern in patterns.items():
         if not pattern.fullmatch(getattr(spec, field)):
             raise SpecError(f"{field}={getattr(spec, field)!r} is not allowed; allowed: {pattern.pattern}")
@@ -54,6 +56,8 @@ def _texts(spec: Spec) -> None:
     for field in ("output_dir", "model"):
         if getattr(spec, field) == "--":  # as a flag's value argparse drops it: the program would get a list
             raise SpecError(f"{field}='--' is not allowed; allowed: a name other than the end-of-options mark")
+    if spec.log_dir.startswith("~"):
+        raise SpecError(f"log_dir={spec.log_dir!r} would be a folder called '~'; allowed: a path without '~'")
     if spec.output_dir.startswith("~") and spec.output_dir[1:2] not in ("", "/"):
         # Python finds another user's home, the job script does not: what was saved would not be seen there.
         raise SpecError(
@@ -75,6 +79,8 @@ def _strategy(spec: Spec) -> None:
         raise SpecError(f"offload={spec.offload!r} does not exist for strategy={spec.strategy!r}; allowed: {options}")
     if not spec.reshard_after_forward and not spec.is_fsdp:
         raise SpecError(f"reshard_after_forward=False belongs to FSDP; allowed with strategy={spec.strategy!r}: True")
+    if spec.warmup_steps is not None and spec.warmup_steps > spec.max_steps:
+        raise out_of_range("warmup_steps", spec.warmup_steps, f"at most max_steps={spec.max_steps}")
     if spec.warning >= spec.time_limit * 60:
         raise out_of_range("warning", spec.warning, f"seconds below the time limit of {spec.time_limit} minutes")
 

@@ -170,10 +170,41 @@ def environment_variables(spec: Spec, launcher: str = "torchrun", folder: str = 
         found |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # ranks share the cores
         # Without it every rank is alone, silently; with it DeepSpeed would silently become DDP.
         found |= {"DS_ACCELERATOR": "cpu"} if spec.is_deepspeed else {"ACCELERATE_USE_CPU": "true"}
+    found |= network_variables(spec)
+    if launcher != "deepspeed" and restarts_by_launcher(spec):
+        found["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if not spec.trainer_flags:
         found["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(spec.accumulation_steps)
     if launcher != "accelerate":
         found |= _accelerate_variables(spec, folder)
+    return found
+
+
+def restarts_by_launcher(spec: Spec) -> int:
+    """How often torchrun (and accelerate, which starts it) starts the ranks again, on one machine.
+
+    On several it would have to restart all machines' ranks at once, which fixed ranks do not: the scheduler does it.
+    """
+    return spec.max_restarts if spec.nodes == 1 and starts_torchrun(spec) else 0
+
+
+def network_variables(spec: Spec) -> dict[str, str]:
+    """What NCCL and gloo are told about the network between machines; nothing on one machine, or where any will do.
+
+    With ``NCCL_NET`` a missing device is an error at the start; without it NCCL takes sockets, and says so in its log
+    only. https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
+    """
+    if spec.nodes == 1:
+        return {}
+    found = {}
+    if spec.device == "cuda":
+        kinds = {"ethernet": "Socket", "infiniband": "IB", "roce": "IB"}
+        if spec.network_kind in kinds:
+            found["NCCL_NET"] = kinds[spec.network_kind]
+        if spec.network_kind == "efa":  # its plugin has had several names for NCCL_NET
+            found["FI_PROVIDER"] = "efa"
+    if spec.interface:
+        found |= {"NCCL_SOCKET_IFNAME": spec.interface, "GLOO_SOCKET_IFNAME": spec.interface}
     return found
 
 

@@ -69,6 +69,10 @@ class Spec(BaseModel):
     gpu_memory: float | None = of(None, "memory of one GPU, where it differs from the kind's", "GiB", gt=0)
     cpus_per_gpu: int = of(4, "processor cores per process: its own and its data loader's", "cores", ge=1, le=256)
     network: float | None = of(None, "bandwidth between machines; None: usual for the GPU", "GB/s per machine", gt=0)
+    network_kind: Literal["any", "ethernet", "infiniband", "roce", "efa"] = of(
+        "any", "what it is; any: whatever NCCL finds, sockets included"
+    )
+    interface: str = of("", "network interface of sockets, such as eth0; empty: NCCL and gloo choose")
     host_memory: float | None = of(None, "memory of one machine; None: not checked", "GiB", gt=0)
     device: Literal["cuda", "cpu"] = of("cuda", "cpu starts the same run on processor cores with gloo: a rehearsal")
     # the numbers
@@ -80,17 +84,34 @@ class Spec(BaseModel):
     checkpointing: bool = of(False, "recompute activations in the backward pass")
     max_steps: int = of(1000, "optimizer steps of the whole run", "steps", ge=1)
     save_every: int = of(100, "optimizer steps between checkpoints", "steps", ge=1)
+    save_total_limit: int | None = of(None, "how many checkpoints stay on the disk; None: all", ge=1)
+    logging_steps: int | None = of(None, "optimizer steps between logged losses; None: 10", "steps", ge=1)
+    learning_rate: float | None = of(None, "the highest of the run; None: the program's own", gt=0)
+    warmup_steps: int | None = of(None, "steps until it is reached; None: the program's own", "steps", ge=0)
+    seed: int | None = of(None, "of weights, dropout and the order of rows; None: the program's own", ge=0, lt=2**32)
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] | None = of(
+        None, "where losses are reported besides the log; None: the program's own"
+    )
     # the stay on the cluster
     time_limit: int = of(24 * 60, "longest stay of one job", "minutes", ge=5)
     warning: int = of(120, "how long before the time limit the program is told to save and stop", "seconds", ge=30)
+    max_restarts: int = of(0, "how often a crashed run goes on by itself from its last checkpoint", ge=0, le=100)
+    log_dir: str = of("", "folder for a log and an error file of each rank, seen as output_dir; empty: none")
     hosts: Texts = of((), "machine names for the hostfile, one per node; empty: node1, node2, ...")
     port: int = of(29500, "TCP port of the rendezvous on the first machine", ge=1024, le=65535)
     partition: str = of("", "SLURM partition; empty: the cluster's default")
     account: str = of("", "SLURM account; empty: yours")
     image: str = of("pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime", "container image (Kubernetes, SkyPilot)")
+    preflight: Literal["warn", "stop", "off"] = of(
+        "warn", "look at machines, network and disk before training; stop: do not train if anything is wrong"
+    )
     # the bill
     price: float | None = of(None, "price of one GPU for an hour; None: no cost is computed", "$/hour", ge=0)
     mfu: float = of(0.4, "assumed share of the GPU's peak (MFU), without counting recomputation", gt=0, le=1)
+    # failures: assumptions of the plan
+    storage: float = of(2.0, "assumed bandwidth at which all machines together write a checkpoint", "GB/s", gt=0)
+    gpu_mtbf: float = of(50_000, "assumed mean time between failures of one GPU and all it needs", "hours", gt=0)
+    restart: int = of(600, "assumed time from a failure until training goes on", "seconds", ge=0)
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -119,6 +140,8 @@ class Spec(BaseModel):
             offload="none" if self.strategy == "fsdp1" else self.offload,  # FSDP1 cannot do it on the CPU
             tensor_parallel=1,
             context_parallel=1,
+            preflight="off",
+            max_restarts=0,
             global_batch=None,
             accumulation=self.accumulation_steps,
             precision="fp32" if self.precision == "fp16" else self.precision,

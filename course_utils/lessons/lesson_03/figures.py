@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,12 +36,13 @@ def timeline(calls: Sequence[Call], title: str) -> Figure:
         calls: from ``Trace.of_step`` or ``Trace.inside``.
         title: what was traced.
     """
+    names = list(dict.fromkeys(call.name for call in calls))
+    longest = "Forward and backward passes take" if "backward" in names else "The forward passes take"
     alt = (
         f"{title}, as a timeline: a row for each method, from the first called at the top to the last; bars are calls, "
-        "black diamonds are callback events. What a method calls lies below it, inside its time. Forward and backward "
-        "passes take nearly all of it."
+        f"black diamonds are callback events. What a method calls lies below it, inside its time. {longest} nearly all "
+        "of it."
     )
-    names = list(dict.fromkeys(call.name for call in calls))
     depth = {call.name: call.depth for call in reversed(calls)}
     top, origin = min(depth.values()), min(call.start for call in calls)
     figure, axes = new_figure(height=0.9 + 0.29 * len(names), alt=alt)
@@ -77,7 +78,8 @@ def schedules(curves: Mapping[str, Sequence[float]], warmup_steps: int) -> Figur
     alt = (
         "Eight panels, each one schedule: all rise linearly in the warm-up; linear falls in a straight line, cosine "
         "in a half wave, one stays constant, one falls with the inverse square root, the polynomial of power 2 in a "
-        "parabola, one restarts three times, one ends at a tenth of the peak, one is flat and falls only at the end."
+        "parabola, one falls in three half waves and restarts twice, one ends at a tenth of the peak, one is flat and "
+        "falls only at the end."
     )
     return describe(charts.schedules(curves, warmup_steps), alt)
 
@@ -150,8 +152,8 @@ def number_formats(formats: Mapping[str, Mapping[str, float]]) -> Figure:
             the next larger number), as ``torch.finfo`` gives them.
     """
     alt = (
-        "Left: bfloat16 covers the range of float32, from 1e-38 to 1e38; float16 only that from 1e-5 to 65504, and "
-        "less exactly down to 1e-8. Right: between 1 and 1.032 float16 has 33 numbers, bfloat16 has 5."
+        "Left: bfloat16 covers the range of float32, from 1e-38 to 1e38; float16 only that from 6e-5 to 65504, and "
+        "less exactly down to 6e-8. Right: between 1 and 1.032 float16 has 33 numbers, bfloat16 has 5."
     )
     figure, (left, right) = new_figure(1, 2, height=3.0, alt=alt)
     colors = [COLORS["blue"], COLORS["green"], COLORS["orange"], COLORS["red"]]
@@ -184,8 +186,8 @@ def gradient_underflow(magnitudes: Sequence[float], smallest: float, tiny: float
         scale: the loss scale, a power of two.
     """
     alt = (
-        "Histogram of gradient magnitudes. A large part lies where fp16 loses digits, some where it rounds to zero; "
-        "multiplied by the loss scale the whole histogram lies in fp16's normal range, left of its largest number."
+        "Histogram of gradient magnitudes. A large part lies where fp16 loses digits; multiplied by the loss scale "
+        "nearly the whole histogram lies in the normal range of fp16, left of its largest number."
     )
     logs = np.log10(np.asarray(magnitudes, dtype=float))
     weights = np.full(len(logs), 100 / len(logs))
@@ -205,29 +207,34 @@ def gradient_underflow(magnitudes: Sequence[float], smallest: float, tiny: float
     return figure
 
 
-def best_minus_last(differences: Mapping[str, Sequence[float]], intervals: Mapping[str, Any]) -> Figure:
-    """The best checkpoint's test score minus the last one's: a dot per seed, the mean with its 95 % interval.
+def kept_minus_last(gains: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Test scores of kept weights minus those of the last: a dot per seed, the mean with its 95 % interval over seeds.
 
     Args:
-        differences: score -> one difference per seed.
-        intervals: score -> ``Interval`` of the mean (``value``, ``low``, ``high``).
+        gains: by what the weights were chosen -> score -> one difference per seed.
     """
+    from course_utils.training.paired import mean_interval
+
     alt = (
-        "Two panels, the best checkpoint minus the last one on the test rows. Loss: all seeds and the whole interval "
-        "are below zero. Macro-F1: the seeds and the interval are below zero too."
+        "Two panels, kept weights minus the last ones on the test rows, a row for each way to choose. Chosen by the "
+        "lowest loss: both intervals are below zero, less loss and less macro-F1. Chosen by the highest macro-F1: "
+        "both means are nearer to zero, and both intervals hold it."
     )
-    figure, axes = new_figure(1, len(differences), height=2.2, alt=alt)
-    for axis, (name, values) in zip(axes, differences.items(), strict=True):
-        low, middle, high = intervals[name].low, intervals[name].value, intervals[name].high
+    figure, axes = new_figure(1, 2, height=2.8, sharey=True, alt=alt)
+    for axis, score in zip(axes, ("loss", "macro_f1"), strict=True):
         axis.axvline(0, color=COLORS["black"], linewidth=1.2)
-        axis.plot([low, high], [0, 0], color=COLORS["blue"], linewidth=2, solid_capstyle="butt")
-        axis.plot(middle, 0, "s", color=COLORS["blue"], markersize=9, label="mean, 95 % interval")
-        axis.plot(values, [0.45] * len(values), "o", color=COLORS["orange"], markersize=7, label="a seed")
-        axis.set(xlabel=f"{name}, best minus last", ylim=(-0.6, 1.0))
-        axis.set_yticks([])
+        for row, scores in enumerate(gains.values()):
+            mean = mean_interval(scores[score])
+            axis.plot([mean.low, mean.high], [row, row], color=COLORS["blue"], linewidth=2, solid_capstyle="butt")
+            axis.plot(mean.value, row, "s", color=COLORS["blue"], markersize=9, label="mean, 95 % interval over seeds")
+            values = scores[score]
+            axis.plot(values, [row - 0.25] * len(values), "o", color=COLORS["orange"], markersize=7, label="a seed")
+        axis.set(xlabel=f"{score}, kept minus last", ylim=(len(gains) - 0.6, -0.6))
         axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="y", visible=False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    axes[0].set_yticks(range(len(gains)), list(gains))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles[:2], labels[:2], loc="outside upper center", ncols=2)
     return figure
 
 
@@ -235,13 +242,13 @@ def hidden_nan(logs: Mapping[str, Sequence[tuple[int, float]]], bad_step: int) -
     """What the log says of one run whose loss becomes NaN, with the filter and without it.
 
     Args:
-        logs: name -> logged ``(step, loss)``; a NaN is drawn as a cross.
+        logs: name -> logged ``(step, loss)``; a NaN is drawn as a cross in a band above the numbers.
         bad_step: the first step whose loss is NaN.
     """
     alt = (
         "Logged training loss of the same run twice. With the filter, which is the default, the curve falls to zero "
         "after the step where the loss became NaN and stays there. Without the filter there are no values after that "
-        "step, only crosses for NaN."
+        "step, only crosses for NaN, in a band above the scale."
     )
     figure, axes = new_figure(1, len(logs), height=3.0, sharey=True, alt=alt)
     top = max(value for points in logs.values() for _, value in points if value == value)
@@ -249,9 +256,11 @@ def hidden_nan(logs: Mapping[str, Sequence[tuple[int, float]]], bad_step: int) -
         numbers = [point for point in points if point[1] == point[1]]
         axis.plot(*zip(*numbers, strict=True), "o-", color=COLORS["blue"], markersize=5, label="logged loss")
         missing = [step for step, value in points if value != value]
-        axis.plot(missing, [0.5 * top] * len(missing), "x", color=COLORS["red"], markersize=8, label="NaN")
+        # No number, so no height: the crosses stand in a band of their own.
+        axis.axhspan(1.1 * top, 1.35 * top, color="#EEEEEE", zorder=0)
+        axis.plot(missing, [1.225 * top] * len(missing), "x", color=COLORS["red"], markersize=8, label="NaN: no number")
         axis.axvline(bad_step, color=COLORS["black"], linestyle="--", linewidth=1.2, label="the loss becomes NaN")
-        axis.set(xlabel="optimizer step", title=name, ylim=(-0.05 * top, 1.12 * top))
+        axis.set(xlabel="optimizer step", title=name, ylim=(-0.05 * top, 1.35 * top))
     axes[0].set_ylabel("loss (nats)")
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

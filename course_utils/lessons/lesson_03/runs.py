@@ -23,13 +23,16 @@ LESSON_01 = {  # the settings of lesson 01's run, by the names that TrainingArgu
     "max_grad_norm": 1.0,
 }
 
-SENTENCES = (  # in no data set: written for the end of the lesson
-    "Return the mean of the array along the given axis.",
-    "Fit the estimator and return the cross-validated scores.",
-    "Draw a line plot on the axes with the given colour.",
-    "Join two data frames on their index columns.",
-    "Apply dropout to the output of a linear layer of the module.",
-)
+SENTENCES = {  # in no data set: written for the end of the lesson, each with the library it is about
+    "Return the mean of the array along the given axis.": "numpy",
+    "Fit the estimator and return the cross-validated scores.": "sklearn",
+    "Draw a line plot on the axes with the given colour.": "matplotlib",
+    "Join two data frames on their index columns.": "pandas",
+    "Apply dropout to the output of a linear layer of the module.": "torch",
+}
+
+
+WEIGHTS, KEPT = "model.safetensors", "highest"
 
 
 class SeedFirstStep(TrainerCallback):
@@ -50,6 +53,22 @@ class NoteCheckpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.kept[state.global_step] = on_disk(args.output_dir)
         self.best[state.global_step] = state.best_global_step
+
+
+class KeepHighest(TrainerCallback):
+    """Copy a checkpoint's weights to ``output_dir/highest`` when its evaluation has the highest ``metric`` so far."""
+
+    def __init__(self, metric: str):
+        self.metric, self.highest = metric, float("-inf")
+
+    def on_save(self, args, state, control, **kwargs):
+        last = state.log_history[-1] if state.log_history else {}
+        evaluated = last.get("step") == state.global_step and self.metric in last  # some saves have no evaluation
+        if evaluated and last[self.metric] > self.highest:  # of equal ones the first stays, as in the Trainer
+            self.highest = last[self.metric]
+            kept = Path(args.output_dir) / KEPT
+            kept.mkdir(exist_ok=True)
+            shutil.copy(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WEIGHTS, kept / WEIGHTS)
 
 
 def on_disk(folder: str | Path) -> list[int]:
@@ -73,14 +92,14 @@ def equal_weights(first: Trainer, second: Trainer) -> bool:
     return all(torch.equal(one.cpu(), other.cpu()) for one, other in pairs)
 
 
-def load_weights(trainer: Trainer, step: int) -> None:
-    """Put the weights of the checkpoint of ``step`` into the Trainer's model."""
+def load_weights(trainer: Trainer, name: str) -> None:
+    """Put the weights in the folder ``name`` of ``output_dir`` into the Trainer's model: "checkpoint-8", "highest"."""
     from safetensors.torch import load_model
 
-    load_model(trainer.model, Path(trainer.args.output_dir) / f"checkpoint-{step}" / "model.safetensors")
+    load_model(trainer.model, Path(trainer.args.output_dir) / name / WEIGHTS)
 
 
-def scores_of(trainer: Trainer, step: int, rows: Any) -> dict[str, float]:
-    """What ``trainer.evaluate(rows)`` says of the checkpoint of ``step``, whose weights stay in the model."""
-    load_weights(trainer, step)
+def scores_of(trainer: Trainer, name: str, rows: Any) -> dict[str, float]:
+    """What ``trainer.evaluate(rows)`` says of the weights in the folder ``name``, which stay in the model."""
+    load_weights(trainer, name)
     return trainer.evaluate(rows)

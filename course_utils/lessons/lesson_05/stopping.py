@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from course_utils.training import paired
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -46,10 +48,6 @@ def under_rule(trainer: Trainer, test_rows: Any, key: str | None, greater: bool,
 def paired_interval(
     runs: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]], key: str
 ) -> tuple[float, float, float]:
-    """Low, mean and high of the difference to ``base``, seed by seed: Student's 95 % interval of the mean."""
-    import numpy as np
-    from scipy import stats
-
-    gains = np.array([run[key] - other[key] for run, other in zip(runs, base, strict=True)])
-    half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
-    return float(gains.mean() - half), float(gains.mean()), float(gains.mean() + half)
+    """Low, mean and high of the difference of ``key`` to ``base``, seed by seed (``training.paired``)."""
+    found = paired.paired_interval([run[key] for run in runs], [run[key] for run in base])
+    return found.low, found.value, found.high

@@ -25,6 +25,7 @@ __all__ = [
     "ring_history",
     "seeds",
     "timelines",
+    "traces",
     "two_runs",
     "who_is_who",
 ]
@@ -116,6 +117,38 @@ def timelines(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
         axis.set_title(f"{name}: {count} all-reduces", fontsize=11.5)
         axis.grid(axis="y", visible=False)
     axes[-1].set_xlabel("milliseconds since backward began (this machine)")
+    return figure
+
+
+def traces(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """What the profiler of rank 0 recorded of a backward pass, a panel a run.
+
+    Args:
+        runs: name -> what ``on_ranks.traced`` returns.
+    """
+    alt = (
+        "Three recorded timelines of a backward pass: autograd's operations with a tick for each finished gradient, "
+        "below them a triangle for each call of all-reduce, below that the threads that carry them out. Naive: all "
+        "calls lie behind the last gradient. In buckets and in DDP: most calls and exchanges lie among the gradients, "
+        "the last ones at their end."
+    )
+    figure, axes = new_figure(len(runs), 1, height=1.6, alt=alt)
+    for axis, (name, run) in zip(axes, runs.items(), strict=True):
+        axis.broken_barh([(b, e - b) for b, e in run["backward"]], (0.75, 0.5), color=COLORS["blue"])
+        axis.vlines(run["gradients"], 1.3, 1.6, color=COLORS["black"], linewidth=0.8)
+        axis.axvline(run["gradients"][-1], color="#444444", linestyle=":", linewidth=1.4)
+        axis.plot(run["calls"], [0.45] * len(run["calls"]), "v", color=COLORS["red"], markersize=6, linestyle="none")
+        threads = sorted({thread for thread, _, _ in run["exchanges"]})
+        height = 0.6 / max(1, len(threads))
+        for thread, begin, end in run["exchanges"]:
+            low = 0.2 - height * (threads.index(thread) + 1)
+            axis.broken_barh([(begin, end - begin)], (low, 0.85 * height), color=COLORS["orange"])
+        axis.set_yticks([1.45, 1.0, 0.45, -0.1], ["gradients", "backward", "calls", "all-reduce"], fontsize=9.5)
+        axis.set_ylim(-0.5, 1.7)
+        axis.set_title(f"{name}: {len(run['calls'])} calls", fontsize=11)
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="x", labelsize=9.5)
+    axes[-1].set_xlabel("milliseconds since backward began (this machine, slowed by the profiler)")
     return figure
 
 

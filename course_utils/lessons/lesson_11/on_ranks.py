@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from statistics import median
 from typing import Any
@@ -62,6 +63,49 @@ def timeline(kind: str, bucket_bytes: int = 2**20, steps: int = 6) -> dict[str, 
     exchanges = [[int(n), 1000 * a, 1000 * b] for n, a, b in typical["exchanges"]]
     backward = [1000 * moment for moment in typical["backward"]]
     return {"backward": backward, "whole": 1000 * typical["whole"], "exchanges": exchanges}
+
+
+def traced(kind: str, bucket_bytes: int = 2**20) -> dict[str, list]:
+    """What ``torch.profiler`` recorded of the backward pass of ``timeline``'s model, until the average is there, in ms.
+
+    Args:
+        kind: "naive", "bucketed" or "ddp".
+
+    Returns:
+        ``backward``: [begin, end] of each operation that autograd ran; ``gradients``: when each parameter's was added
+        up; ``calls``: when each all-reduce was asked for; ``exchanges``: [thread, begin, end] of each at work.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    link = join_group()
+    torch.set_num_threads(1)
+    model = reference.new_model(**WIDE).to(link.device)
+    if kind == "ddp":
+        wrapped = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=bucket_bytes / 2**20)
+    else:
+        wrapped = AverageAfter(model, link) if kind == "naive" else AverageInBuckets(model, link, True, bucket_bytes)
+    batch = to_device(reference.share(reference.global_batches(1)[0], link.rank, link.size), link.device)
+    for recorded in (False, True):  # the first warms up; after it DDP orders its buckets as gradients arrive
+        model.zero_grad()
+        loss = reference.summed_loss(wrapped, batch)
+        link.all_reduce(torch.zeros(1, device=link.device))  # both begin together
+        with profile(activities=[ProfilerActivity.CPU]) if recorded else nullcontext() as profiler:
+            loss.backward()
+            if kind != "ddp":
+                wrapped.finish()
+    spans = [(e.name, e.thread, e.time_range.start / 1000, e.time_range.end / 1000) for e in profiler.events()]
+    spans.sort(key=lambda span: span[2])
+    zero = spans[0][2]
+
+    def of(chosen: Callable[[str], bool]) -> list[list[float]]:
+        return [[thread, begin - zero, end - zero] for name, thread, begin, end in spans if chosen(name)]
+
+    return {
+        "backward": [span[1:] for span in of(lambda name: name.startswith("autograd::engine::evaluate_function"))],
+        "gradients": [begin for _, begin, _ in of(lambda name: name == "torch::autograd::AccumulateGrad")],
+        "calls": [begin for _, begin, _ in of(lambda name: name == "c10d::allreduce_")],
+        "exchanges": of(lambda name: name.endswith(":all_reduce")),  # gloo: or nccl:
+    }
 
 
 def all_reduce_times(sizes: list[int], repeats: int = 21) -> dict[str, list[float]]:

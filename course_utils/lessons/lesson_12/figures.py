@@ -13,23 +13,27 @@ if TYPE_CHECKING:
 
 __all__ = ["cut", "dtensor", "gathered", "held_bytes", "meshes", "one_step", "stages", "two_linears", "volumes"]
 STATE_COLORS = {"parameters": COLORS["purple"], "gradients": "#C4C4C4", "optimizer": COLORS["green"]}
+GATHERED = {"facecolor": "white", "edgecolor": COLORS["purple"], "hatch": "////"}
 CALL_COLORS = {"all-reduce": COLORS["purple"], "all-gather": COLORS["sky"], "reduce-scatter": COLORS["orange"]}
 
 
-def held_bytes(measured: Mapping[str, Mapping[str, int]], formula: Mapping[str, float], parameters: int) -> Figure:
+def held_bytes(
+    measured: Mapping[str, Mapping[str, int]], formula: Mapping[str, Mapping[str, float]], parameters: int
+) -> Figure:
     """Stacked bars: bytes per parameter on a rank by state; a black line where the formula puts the sum.
 
     Args:
-        measured: way -> {"parameters", "gradients", "optimizer"} in bytes.
-        formula: way -> bytes in all.
+        measured, formula: way -> {"parameters", "gradients", "optimizer", "gathered"} in bytes.
         parameters: of the model.
     """
     alt = (
         "Stacked bars of bytes per parameter on one of two ranks. DDP holds all parameters, gradients and optimizer "
-        "state. ZeRO-1 halves the optimizer state, ZeRO-2 the gradients too, ZeRO-3 and fully_shard all three. A black "
-        "line on each bar marks the formula; it lies at the bar's end."
+        "state. ZeRO-1 halves the optimizer state, ZeRO-2 the gradients too, ZeRO-3 and fully_shard all three. Hatched "
+        "beside these, what is gathered when the forward pass has ended: with ZeRO-3 and fully_shard a little, without "
+        "resharding all parameters, more than half of what the states take. A black line on each bar marks the "
+        "formula; it lies at the bar's end."
     )
-    figure, axis = new_figure(height=3.5, alt=alt)
+    figure, axis = new_figure(height=3.9, alt=alt)
     names = list(measured)
     left = [0.0] * len(names)
     for state, color in STATE_COLORS.items():
@@ -38,8 +42,11 @@ def held_bytes(measured: Mapping[str, Mapping[str, int]], formula: Mapping[str, 
         for place, (start, width) in enumerate(zip(left, widths, strict=True)):
             axis.text(start + width / 2, place, f"{width:.3g}", ha="center", va="center", fontsize=10.5)
         left = [start + width for start, width in zip(left, widths, strict=True)]
+    widths = [measured[name]["gathered"] / parameters for name in names]
+    axis.barh(names, widths, left=left, height=0.62, label="gathered", **GATHERED)
+    left = [start + width for start, width in zip(left, widths, strict=True)]
     for place, name in enumerate(names):
-        x = formula[name] / parameters
+        x = sum(formula[name].values()) / parameters
         axis.plot([x, x], [place - 0.4, place + 0.4], color=COLORS["black"], linewidth=2.5)
         axis.text(x + 0.2, place, f"{left[place]:.3g}", va="center", fontsize=11, fontweight="bold")
     axis.invert_yaxis()

@@ -94,6 +94,35 @@ def reference_parameters() -> int:
     return sum(p.numel() for p in reference.new_model().parameters())
 
 
+def outer_parameters() -> int:
+    """Parameters of the reference model that are in no layer: embedding and last norm."""
+    model = reference.new_model()
+    return reference_parameters() - sum(p.numel() for p in model.model.layers.parameters())
+
+
+def planned(kind: str, reshard_after_forward: bool = True) -> tuple[dict[str, int], int]:
+    """What lesson 15's planner counts for the reference run on two ranks: bytes by state, and of master copies.
+
+    ``gathered`` is what it counts for the end of the forward pass. Its ZeRO is DeepSpeed's.
+    """
+    from course_utils.launch.planner import memory
+    from course_utils.launch.spec import Spec
+    from course_utils.models.configs import shape_of_model
+
+    model = reference.new_model()
+    shape, strategy = shape_of_model(model, model.config), "fsdp2" if kind == "fully_shard" else kind
+    options = {"precision": "fp32", "reshard_after_forward": reshard_after_forward}
+    spec = Spec(model=shape, strategy=strategy, gpus_per_node=2, **options)
+    count = memory.parameters(spec, shape)
+    states = {
+        "parameters": memory.weights(spec, count),
+        "gradients": memory.gradients(spec, count),
+        "optimizer": memory.optimizer(spec, count),
+        "gathered": memory.gathered(spec, shape, count, "loss"),
+    }
+    return states, memory.master_copies(spec, count)
+
+
 def environment_of(text: str) -> dict[str, str]:
     """The FSDP variables that ``accelerate launch`` sets for its ranks when it reads the YAML file ``text``."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser

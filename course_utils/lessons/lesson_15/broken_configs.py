@@ -62,7 +62,7 @@ FSDP = Broken(
     },
     tools=("torchrun.sh", "fsdp.json"),
 )
-# 15.6: 4 sequences x 2 passes x 16 ranks, the optimizer's state in host memory
+# 15.6: 4 sequences x 2 passes x 16 ranks, the optimizer's state in host memory; one "auto" the Trainer fills in
 DEEPSPEED = Broken(
     asked={
         "model": "Qwen/Qwen3-0.6B",
@@ -79,7 +79,11 @@ DEEPSPEED = Broken(
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": "auto",
-        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "stage3_max_live_parameters": "auto",
+        },
         "offload_optimizer": {"device": "cpu", "pin_memory": True},
         "bf16": {"enabled": True},
     },

@@ -22,7 +22,7 @@ def flow() -> Figure:
         "run.json. Two comparisons close the circle: resolved against the spec, run.json against the plan."
     )
     figure, axis = canvas(2.9, alt, 100, 36)
-    box(axis, 0, 13, 17, 10, "spec\nwhat you ask for", SKY)
+    box(axis, 1, 13, 16, 10, "spec\nwhat you ask for", SKY)
     box(axis, 25, 23, 21, 10, "plan\nmemory, speed, cost", LEAF)
     box(axis, 25, 4, 21, 10, "launch files\nYAML, JSON, scripts", SAND)
     box(axis, 55, 9, 17, 8, "resolved\nby each file's tool")
@@ -68,25 +68,38 @@ def collectives() -> Figure:
     return figure
 
 
+# Bytes per parameter of weights, gradients and optimizer state, and how many of the three are divided.
+STATES = {
+    "DDP": ((4, 4, 8), 0),
+    "ZeRO-1": ((2, 2, 12), 1),
+    "ZeRO-2": ((2, 2, 12), 2),
+    "ZeRO-3": ((2, 2, 12), 3),
+    "FSDP": ((4, 4, 8), 3),
+}
+
+
 def sharding() -> Figure:
     """What one of four ranks keeps: weights, gradients, optimizer state; and what is gathered for a while."""
     alt = (
-        "Four columns: DDP, ZeRO-1, ZeRO-2, ZeRO-3 or FSDP. Each has three bars, weights, gradients and the longer "
-        "optimizer state; the coloured part is what one of four ranks keeps. DDP keeps everything. ZeRO-1 keeps a "
-        "quarter of the optimizer state, ZeRO-2 also of the gradients, ZeRO-3 and FSDP a quarter of all three, and "
-        "gather one layer's weights at a time, drawn as a dashed box."
+        "Five columns: DDP, ZeRO-1, ZeRO-2, ZeRO-3, FSDP. Each has three bars, weights, gradients and optimizer state, "
+        "as long as their bytes per parameter: 4, 4 and 8 for DDP and FSDP, 2, 2 and 12 for ZeRO. The coloured part is "
+        "what one of four ranks keeps. DDP keeps everything. ZeRO-1 keeps a quarter of the optimizer state, ZeRO-2 "
+        "also of the gradients, ZeRO-3 and FSDP a quarter of all three, and gather one layer's weights at a time, "
+        "drawn as a small dashed box."
     )
-    figure, axis = canvas(2.4, alt, 104, 30)
-    for column, (name, divided) in enumerate({"DDP": 0, "ZeRO-1": 1, "ZeRO-2": 2, "ZeRO-3, FSDP": 3}.items()):
-        x = 15 + 23 * column
-        axis.text(x + 8, 27, name, ha="center", fontsize=12, fontweight="bold")
-        for row, length in enumerate((8, 8, 16)):
-            y, kept = 18 - 7 * row, length if row < 3 - divided else length / 4
+    figure, axis = canvas(2.4, alt, 108, 30)
+    for column, (name, (sizes, divided)) in enumerate(STATES.items()):
+        x = 15 + 19 * column
+        axis.text(x, 27, name, fontsize=12, fontweight="bold")
+        for row, size in enumerate(sizes):
+            y, length = 18 - 7 * row, 1.2 * size
             box(axis, x, y, length, 5, color="white")
-            box(axis, x, y, kept, 5, color=(SKY, SAND, LEAF)[row])
-        if divided == 3:
-            axis.plot([x + 10, x + 19, x + 19, x + 10, x + 10], [18, 18, 23, 23, 18], "--", color="#6B6B6B", lw=1.2)
-            axis.text(x + 14.5, 20.5, "a layer", ha="center", va="center", fontsize=9)
+            box(axis, x, y, length if row < 3 - divided else length / 4, 5, color=(SKY, SAND, LEAF)[row])
+            axis.text(x + length + 0.6, y + 2.5, str(size), va="center", fontsize=9)
+            if divided == 3 and not row:
+                left = x + length + 3.2
+                axis.plot([left, left + 1, left + 1, left, left], [y, y, y + 5, y + 5, y], "--", color="#6B6B6B", lw=1)
+                axis.text(left + 1.8, y + 2.5, "a layer", va="center", fontsize=9)
     for row, state in enumerate(("weights", "gradients", "optimizer")):
         axis.text(13.5, 20.5 - 7 * row, state, ha="right", va="center", fontsize=10)
     return figure
@@ -124,27 +137,27 @@ def requeue() -> Figure:
     """Two stays of one job: warned, saved, ended with 0, queued, resumed."""
     alt = (
         "A timeline of one job in two stays. First stay: steps and checkpoints, then the warning signal; the ranks "
-        "finish the step, save, and end with code 0, all before the time limit. Then the job waits in the queue. "
+        "finish the step, save, and end with code 0, all before the time limit. At once the job waits in the queue. "
         "Second stay: the same command reads the newest checkpoint and goes on with the next step."
     )
     figure, axis = canvas(2.5, alt, 102, 30)
     box(axis, 1, 12, 40, 6, color=SKY)
     axis.text(11, 15, "first stay: steps", ha="center", va="center", fontsize=10)
     box(axis, 41, 12, 9, 6, "save", LEAF)
-    box(axis, 54, 12, 15, 6, "in the queue", "white")
+    box(axis, 50, 12, 19, 6, "in the queue", "white")
     box(axis, 69, 12, 6, 6, "read", LEAF)
     box(axis, 75, 12, 26, 6, "second stay: steps", SKY)
     for x in (24, 34):
         axis.plot([x, x], [12, 18], color=COLORS["green"], linewidth=3)
     axis.text(29, 6, "checkpoints", ha="center", fontsize=10, color=COLORS["green"])
     notes: Sequence[tuple[float, float, str, float]] = (
-        (41, 22, "warning: a signal", 18),
+        (41, 21, "warning: a signal", 18),
         (50, 7, "exit code 0", 12),
-        (69, 22, "the same command", 18),
+        (69, 21, "the same command", 18),
     )
     for x, y, text, end in notes:
         axis.text(x, y + (1 if y > 15 else -1), text, ha="center", va="bottom" if y > 15 else "top", fontsize=10)
         arrow(axis, (x, y), (x, end))
-    axis.plot([54, 54], [9, 25], color=COLORS["red"], linestyle="--", linewidth=1.6)
-    axis.text(54, 26.5, "time limit", ha="center", fontsize=10, color=COLORS["red"])
+    axis.plot([55, 55], [18.5, 25], color=COLORS["red"], linestyle="--", linewidth=1.6)
+    axis.text(55, 26.5, "time limit of the first stay", ha="center", fontsize=10, color=COLORS["red"])
     return figure

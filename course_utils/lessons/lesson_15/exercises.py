@@ -1,4 +1,4 @@
-"""Exercises 1 to 3 of lesson 15: what a step waits for, a plan for a 7B model, a machine's command."""
+"""Exercises 1 to 3 of lesson 15: what a step waits for, a plan for a 7B model, every machine's command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from course_utils.lessons.lesson_15 import exercises_config, exercises_run  # noqa: F401 - they register 15.4 to 15.8
+from course_utils.lessons.lesson_15 import exercises_config, exercises_own, exercises_run  # noqa: F401 - 15.4 to 15.9
 from course_utils.lessons.lesson_15.fast_plans import best_tokens_per_second, slow_because
 from course_utils.teach.exercise import Wrong, ask, exercise
 
@@ -62,7 +62,7 @@ SEVEN_B = {
     "nodes": 2,
     "gpus_per_node": 8,
     "gpu": "A100-80GB",
-    "network": 12.5,
+    "network": 6.25,
     "sequence_length": 4096,
     "global_batch": 128,
     "precision": "bf16",
@@ -88,7 +88,7 @@ def check_seven_b(answer: Callable[[], dict[str, Any]]) -> None:
     from course_utils.launch.planner.plan import plan
     from course_utils.launch.planner.report import verdict
 
-    given = "Llama-2-7b on 2 x 8 A100-80GB over 12.5 GB/s, 128 sequences of 4,096 tokens a step"
+    given = "Llama-2-7b on 2 x 8 A100-80GB over 6.25 GB/s, 128 sequences of 4,096 tokens a step"
     expected = "fields of a spec that fits and is fast"
     fields = ask(answer, given=given, expected=expected)
     if not isinstance(fields, dict) or set(fields) - set(CHOICES):
@@ -109,26 +109,33 @@ def check_seven_b(answer: Callable[[], dict[str, Any]]) -> None:
 
 
 HOSTS = ("gpu-a", "gpu-b", "gpu-c")
+CALLS = (  # hosts, GPUs, this machine's name, port
+    (HOSTS, 8, "gpu-c", 29500),
+    (HOSTS, 4, "gpu-a.cluster.local", 29511),
+    (("gpu-10", "gpu-1"), 8, "gpu-1.cluster.local", 29500),
+    (("gpu-b",), 8, "gpu-b", 29500),
+)
 
 
 @exercise(
     "15.3",
-    "the command for machine k",
+    "the same function on every machine",
     hints=(
-        "Everything is the same on each machine except one number.",
-        "Five options: how many machines, how many processes on this one, which one this is, and the address and the "
-        "port of machine 0. `torchrun --help` spells them.",
+        "Which one am I? The scheduler's list says it, once the domain is cut off. Everything else is the same on each "
+        "machine.",
+        "Five options for several machines: how many, how many processes on this one, which one this is, and the "
+        "address and the port of machine 0. For one machine two are enough. `torchrun --help` spells them.",
     ),
 )
-def check_command(answer: Callable[[tuple[str, ...], int, int, int], list[str]]) -> None:
-    """``answer(hosts, gpus, k, port)`` returns the words of machine ``k``'s torchrun command, up to its program."""
-    for hosts, gpus, k, port in ((HOSTS, 8, 2, 29500), (HOSTS, 4, 0, 29511), (HOSTS[:2], 8, 1, 29500)):
-        given = f"machine {k} of {', '.join(hosts)}; {gpus} GPUs each; port {port}"
-        words = ask(answer, hosts, gpus, k, port, given=given, expected="['torchrun', ...]")
-        _check_one_command(words, given, hosts, gpus, k, port)
+def check_command(answer: Callable[[tuple[str, ...], int, str, int], list[str]]) -> None:
+    """``answer(hosts, gpus, me, port)`` returns the words of this machine's torchrun command, up to its program."""
+    for hosts, gpus, me, port in CALLS:
+        given = f"hosts {', '.join(hosts)}; {gpus} GPUs each; this is {me}; port {port}"
+        words = ask(answer, hosts, gpus, me, port, given=given, expected="['torchrun', ...]")
+        _check_one_command(words, given, hosts, gpus, me, port)
 
 
-def _check_one_command(words: Any, given: str, hosts: tuple[str, ...], gpus: int, k: int, port: int) -> None:
+def _check_one_command(words: Any, given: str, hosts: tuple[str, ...], gpus: int, me: str, port: int) -> None:
     if not isinstance(words, list) or words[:1] != ["torchrun"] or not all(isinstance(word, str) for word in words):
         raise Wrong(
             given=given,
@@ -136,19 +143,24 @@ def _check_one_command(words: Any, given: str, hosts: tuple[str, ...], gpus: int
             got=repr(words)[:200],
             hint="One word per list entry, numbers as text: '--nnodes=3'.",
         )
-    config = _elastic(words[1:], given)
+    config, standalone = _elastic(words[1:], given)
     seen = {
         "machines": (len(hosts), config.max_nodes),
         "processes per machine": (gpus, config.nproc_per_node),
-        "rendezvous": ("static", config.rdzv_backend),
-        "rank of this machine": (k, config.rdzv_configs.get("rank")),
-        "meeting point": (f"{hosts[0]}:{port}", config.rdzv_endpoint),
+        "any free port": (len(hosts) == 1, standalone),
     }
+    if len(hosts) > 1:
+        seen |= {
+            "rendezvous": ("static", config.rdzv_backend),
+            "rank of this machine": (hosts.index(me.split(".")[0]), config.rdzv_configs.get("rank")),
+            "meeting point": (f"{hosts[0]}:{port}", config.rdzv_endpoint),
+        }
     hints = {
         "machines": "--nnodes is the number of machines.",
         "processes per machine": "--nproc-per-node counts one machine's processes, not all of them.",
-        "rendezvous": "Fixed ranks need the static rendezvous: no --standalone, no --rdzv-backend.",
-        "rank of this machine": "--node-rank is the one number that differs from machine to machine.",
+        "any free port": "--standalone picks a free port: on one machine, and only there.",
+        "rendezvous": "Fixed ranks need the static rendezvous: no --rdzv-backend.",
+        "rank of this machine": "--node-rank is this machine's place in hosts; a name may carry its domain.",
         "meeting point": "All machines meet at machine 0, hosts[0]: that is --master-addr and --master-port.",
     }
     for what, (asked, resolved) in seen.items():
@@ -156,15 +168,16 @@ def _check_one_command(words: Any, given: str, hosts: tuple[str, ...], gpus: int
             raise Wrong(given=given, expected=f"{what}: {asked!r}", got=repr(resolved), hint=hints[what])
 
 
-def _elastic(words: list[str], given: str) -> Any:
-    """What torchrun makes of the words, a program appended."""
+def _elastic(words: list[str], given: str) -> tuple[Any, bool]:
+    """What torchrun makes of the words, a program appended, and whether ``--standalone`` is among them."""
     from torch.distributed.run import config_from_args, parse_args
 
     complaint = io.StringIO()
     quiet = mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"})  # unset, torchrun sets it and says so
     try:
         with quiet, contextlib.redirect_stderr(complaint):
-            return config_from_args(parse_args([*words, "program.py"]))[0]
+            args = parse_args([*words, "program.py"])
+            return config_from_args(args)[0], bool(args.standalone)
     except SystemExit:
         text = complaint.getvalue().strip().splitlines()[-1]
         raise Wrong(

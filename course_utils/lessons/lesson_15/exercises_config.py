@@ -31,11 +31,12 @@ HINTS = {
     "accelerate's own name.",
     "activations recomputed by": "The key is activation_checkpointing; any other spelling is accepted and not read.",
     "train_batch_size": "train_batch_size = micro-batch x accumulation x ranks, here 4 x 2 x 16.",
+    '"auto" that nobody fills in': 'The Trainer fills in "auto" for what its own arguments say: batch sizes, clipping, '
+    "precision. It has no argument for this one: write a number, or leave the line out.",
     "accumulation": "The run makes 2 forward passes per optimizer step.",
+    "gradient clipping": "The run clips at 1.0, the Trainer's own number.",
     "contradicts deepspeed.json": "The run's flags say 4 sequences and 2 passes: train_batch_size = micro-batch x "
     "accumulation x ranks, here 4 x 2 x 16.",
-    '"auto" values': '"auto" is filled in only by the Hugging Face integration. Write the number: the Trainer clips at '
-    "1.0.",
     "optimizer and parameters offloaded to": "offload_optimizer belongs inside zero_optimization; at top level nobody "
     "reads it.",
 }
@@ -52,9 +53,17 @@ def _repaired(broken: Broken, answer: Callable[[dict[str, Any]], Any]) -> None:
             got=type(config).__name__,
             hint="Change what is wrong in config and return it.",
         )
+    if not config:
+        raise Wrong(
+            given=given,
+            expected="the given configuration, repaired",
+            got=repr(config)[:200],
+            hint="Keep the settings that are right: an empty file asks for the tool's defaults.",
+        )
     rows = [row for row in _resolve(broken, config) if row.file in broken.tools]
     # A key in the wrong place and a sum that is wrong come first: they explain the rows that follow from them.
-    different = sorted((row for row in rows if not row.same), key=lambda row: row.field not in HINTS)
+    order = {field: place for place, field in enumerate(HINTS)}
+    different = sorted((row for row in rows if not row.same), key=lambda row: order.get(row.field, len(order)))
     if different:
         row = different[0]
         detail = f" It says: {row.resolved}" if row.field == "can be resolved" else ""
@@ -79,7 +88,7 @@ def _resolve(broken: Broken, config: dict[str, Any]) -> list[Any]:
         if broken.file == "accelerate.yaml":  # what the exercise does not speak of is as it should be
             config = {"machine_rank": 0, "debug": accelerate_config(spec)["debug"]} | config
         (folder / broken.file).write_text(json.dumps(config, default=str))  # JSON is YAML
-        return launchers.rows(spec, folder)
+        return launchers.rows(spec, folder, fills_auto=True)
 
 
 @exercise(
@@ -119,8 +128,8 @@ def check_fsdp(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     "a DeepSpeed JSON that multiplies out",
     hints=(
         "train_batch_size must be micro-batch x accumulation x ranks and agree with the run's flags.",
-        'offload_optimizer has a place of its own, and "auto" is a number that somebody must know: what does the '
-        "Trainer clip at by default?",
+        'offload_optimizer has a place of its own, and "auto" is filled in only where the Trainer has an argument for '
+        "it: which of the two is not?",
     ),
     kind="debug",
 )

@@ -19,10 +19,15 @@ from unittest import mock
 from course_utils.launch import Spec, table, write
 from course_utils.launch.check import launchers
 from course_utils.launch.check.rows import Row
+from course_utils.launch.explain.explain import explain
+from course_utils.launch.spec.silent import catalogue
 
 
 class Fault(NamedTuple):
-    """One edit of a good file: fields of the spec, the file, what is replaced by what, where the effect shows."""
+    """One edit of a good file: fields of the spec, the file, what is replaced by what, where the effect shows.
+
+    ``entry`` is the setting's name in the catalogue of silent settings (``course_utils.launch.spec.silent``).
+    """
 
     asked: dict[str, Any]
     file: str
@@ -30,6 +35,7 @@ class Fault(NamedTuple):
     bad: str
     shown: str
     field: str
+    entry: str
 
 
 MACHINES = {"model": "Qwen/Qwen3-0.6B", "nodes": 2, "gpus_per_node": 8}
@@ -37,26 +43,64 @@ KEEP, YAML, SCRIPT = {"reshard_after_forward": False}, "accelerate.yaml", "accel
 KEY = "fsdp_reshard_after_forward"
 FAULTS = {
     "FSDP2's word under FSDP1": Fault(
-        KEEP | {"strategy": "fsdp1"}, YAML, "fsdp_sharding_strategy:", f"{KEY}:", SCRIPT, "sharding strategy"
+        KEEP | {"strategy": "fsdp1"},
+        YAML,
+        "fsdp_sharding_strategy:",
+        f"{KEY}:",
+        SCRIPT,
+        "sharding strategy",
+        "fsdp1-ignores-key",
     ),
     "FSDP1's word under FSDP2": Fault(
-        KEEP, YAML, f"{KEY}: false", "fsdp_sharding_strategy: SHARD_GRAD_OP", SCRIPT, "reshard after forward"
+        KEEP,
+        YAML,
+        f"{KEY}: false",
+        "fsdp_sharding_strategy: SHARD_GRAD_OP",
+        SCRIPT,
+        "reshard after forward",
+        "fsdp2-ignores-key",
     ),
-    "the version left out": Fault({}, YAML, "  fsdp_version: 2", "  # fsdp_version: 2", SCRIPT, "strategy"),
-    "accelerate's name in TrainingArguments": Fault(
-        {"offload": "all"}, "fsdp.json", '"cpu_offload"', '"fsdp_offload_params"', "torchrun.sh", "offload"
+    "the version left out": Fault(
+        {}, YAML, "  fsdp_version: 2", "  # fsdp_version: 2", SCRIPT, "strategy", "fsdp1-deprecated"
     ),
-    "a rendezvous setting in the YAML": Fault(
-        {}, YAML, "use_cpu: false", "rdzv_backend: c10d\nuse_cpu: false", YAML, "settings that are ignored"
+    "fsdp_offload_params in TrainingArguments": Fault(
+        {"offload": "all"},
+        "fsdp.json",
+        '"cpu_offload"',
+        '"fsdp_offload_params"',
+        "torchrun.sh",
+        "offload",
+        "fsdp-config-unread",
     ),
-    "processes that do not divide": Fault(
-        {"nodes": 3, "gpus_per_node": 6}, YAML, "num_processes: 18", "num_processes: 16", SCRIPT, "world size"
+    "rdzv_backend in the YAML": Fault(
+        {},
+        YAML,
+        "use_cpu: false",
+        "rdzv_backend: c10d\nuse_cpu: false",
+        YAML,
+        "settings that are ignored",
+        "yaml-flag-only",
+    ),
+    "16 processes on 3 machines of 6 GPUs": Fault(
+        {"nodes": 3, "gpus_per_node": 6},
+        YAML,
+        "num_processes: 18",
+        "num_processes: 16",
+        SCRIPT,
+        "world size",
+        "processes-round-down",
     ),
     "a list of layer classes": Fault(
-        {}, YAML, '"Qwen3DecoderLayer"', '["Qwen3DecoderLayer"]', SCRIPT, "wrapped classes"
+        {}, YAML, '"Qwen3DecoderLayer"', '["Qwen3DecoderLayer"]', SCRIPT, "wrapped classes", "layer-class-list"
     ),
-    "sizes without their prefix": Fault(
-        {"replicas": 2}, YAML, "parallelism_config_dp", "dp", SCRIPT, "replicate x shard x tensor x context"
+    "dp_shard_size without its prefix": Fault(
+        {"replicas": 2},
+        YAML,
+        "parallelism_config_dp",
+        "dp",
+        SCRIPT,
+        "replicate x shard x tensor x context",
+        "parallelism-product",
     ),
 }
 
@@ -120,12 +164,31 @@ def gallery() -> tuple[dict[str, Row], list[str]]:
     return found, heard
 
 
+def stops(name: str) -> bool:
+    """Whether the ranks stop over this fault, as the catalogue says; the others train on."""
+    return "raise" in catalogue()[FAULTS[name].entry].shows
+
+
 def gallery_table(found: dict[str, Row]) -> str:
-    """Asked and in use, a line per fault."""
-    lines = [f"{'planted':40}{'asked':>22}  in use"]
+    """Asked, in use, and whether the ranks train; a line per fault."""
+    lines = [f"{'planted':42}{'asked':23}{'in use':26}the ranks"]
     for name, row in found.items():
-        asked = row.asked if row.asked != [] else "none"
-        lines.append(f"{name:40}{asked!s:>22}  {row.resolved}")
+        asked, in_use = str(row.asked), str(row.resolved)
+        if row.field == "settings that are ignored":  # the row lists them
+            asked, in_use = "c10d", "key ignored"
+        lines.append(f"{name:42}{asked:23}{in_use:26}{'stop' if stops(name) else 'train'}")
+    return "\n".join(lines)
+
+
+def cures() -> str:
+    """For each fault what ``explain`` says about the planted file, its cure included, and how the fault shows."""
+    lines = []
+    for name, fault in FAULTS.items():
+        entry = catalogue()[fault.entry]
+        with edited(Spec(**MACHINES | fault.asked), fault.file, fault.good, fault.bad) as folder:
+            said = [one.sentence for one in explain([folder / fault.file]).findings if one.name == fault.entry]
+        # that a file says no version is nothing to complain about; that FSDP1 comes of it is
+        lines += [f"{name} ({entry.since})", f"    {said[0] if said else entry.sentence()}", f"    -> {entry.shows}"]
     return "\n".join(lines)
 
 

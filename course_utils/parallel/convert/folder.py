@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from course_utils.hub import from_hub
 from course_utils.parallel.convert.check import ConversionError, Stored
 from course_utils.parallel.convert.deepspeed import LATEST, ZeroTensors
 from course_utils.parallel.convert.fsdp import METADATA, ShardedTensors
@@ -113,11 +114,10 @@ def model_folder(model: str | Path, weights: bool) -> Path:
 
     wanted = ["config.json", "*.safetensors"] if weights else ["config.json"]
     try:
-        return Path(snapshot_download(str(model), allow_patterns=[*wanted, *BESIDE]))
-    except Exception as error:
-        raise ConversionError(
-            f"model={str(model)!r} is no folder, and the hub has not got it or is not reached; allowed: either"
-        ) from error
+        with from_hub(str(model), "model"):  # asks first: without a network the client tries for minutes
+            return Path(snapshot_download(str(model), allow_patterns=[*wanted, *BESIDE]))
+    except ConnectionError as error:
+        raise ConversionError(f"model={str(model)!r} is no folder, and no model of the hub: {error}") from error
 
 
 @contextmanager

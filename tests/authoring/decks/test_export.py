@@ -166,7 +166,7 @@ def test_broken_deck_gives_one_sentence_and_keeps_the_old_page(fault, tmp_path, 
     old = tmp_path / "html" / "00_throwaway.html"
     old.parent.mkdir()
     old.write_text("the old page")
-    assert slides.main(["00", "--decks", str(tmp_path), "--out", str(old.parent)]) == 1
+    assert slides.main(["00", "--decks", str(tmp_path), "--out", str(old.parent)]) == 2
     error = capsys.readouterr().err
     assert BROKEN[fault] in error and error.startswith("error: ") and error.count("\n") == 1
     assert old.read_text() == "the old page" and list(old.parent.iterdir()) == [old]
@@ -174,7 +174,7 @@ def test_broken_deck_gives_one_sentence_and_keeps_the_old_page(fault, tmp_path, 
 
 def test_missing_decks_give_one_sentence(tmp_path, capsys):
     def error(*arguments: str) -> str:
-        assert slides.main([*arguments, "--decks", str(tmp_path), "--out", str(tmp_path)]) == 1
+        assert slides.main([*arguments, "--decks", str(tmp_path), "--out", str(tmp_path)]) == 2
         return capsys.readouterr().err
 
     assert "no deck in" in error()
@@ -191,7 +191,7 @@ def test_command_line_prints_the_sentence_without_a_traceback(tmp_path):
     save(nb, tmp_path)
     command = [sys.executable, "-m", "course_utils.authoring.decks.build", "--decks", tmp_path, "--out", tmp_path]
     ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 1 and ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, ran.stderr
+    assert ran.returncode == 2 and ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, ran.stderr
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):

@@ -195,7 +195,7 @@ def test_bad_input_gives_one_sentence(tmp_path, capsys):
         ("99",): "error: lesson='99' does not exist in .*; allowed: 01, 02, ",
         ("01", "--out", str(tmp_path / "mine")): "error: out=.*mine holds files that are not a site; allowed: a new ",
     }.items():
-        assert build.main(list(arguments)) == 1
+        assert build.main(list(arguments)) == 2
         assert re.match(sentence, capsys.readouterr().err)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 

@@ -93,6 +93,7 @@ def spec_of(cluster, name, **fields):
         "max_steps": 10,
         "save_every": 4,
         "time_limit": 5,
+        "preflight": "off",
         "port": free_ports(1)[0],
     }
     return Spec(**(settings | fields))

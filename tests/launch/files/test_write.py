@@ -248,7 +248,7 @@ wait $first && wait $second && exit 7
 @pytest.mark.parametrize("script", ["torchrun.sh", "accelerate.sh"])
 def test_a_warning_reaches_the_ranks_and_the_launcher_ends_well(tmp_path, script, warning, to_all):
     """The launcher here starts two ranks and, like torchrun, would die of the signal itself."""
-    write(Spec(strategy="ddp"), tmp_path / "launch")
+    write(Spec(strategy="ddp", preflight="off"), tmp_path / "launch")
     notes, programs = tmp_path / "notes", tmp_path / "bin"
     programs.mkdir()
     (programs / "rank").write_text(RANK % (sys.executable, warning.name))

@@ -237,16 +237,11 @@ def test_without_a_network_an_unknown_name_fails_at_once(monkeypatch):
         shape_of("no/such-model")
 
 
-def test_models_it_cannot_plan_are_refused(tmp_path, monkeypatch):
+def test_a_folder_without_a_usable_config_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for config, says in (
-        ({"model_type": "mixtral", "num_local_experts": 8}, "mixtures of experts"),
-        ({"model_type": "t5"}, "encoders and decoders"),
-        ({"no": "model_type"}, "no usable config.json"),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(SpecError, match=says):
-            shape_of(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"no": "model_type"}))
+    with pytest.raises(SpecError, match="no usable config.json"):
+        shape_of(str(tmp_path))
 
 
 def test_figures_show_every_component_and_the_limit():

@@ -7,7 +7,15 @@ import pytest
 from course_utils.lessons.lesson_03 import curves, tracking
 from course_utils.lessons.lesson_03.drive import fresh, make_rows, tiny_trainer
 from course_utils.lessons.lesson_03.exercises import CALLS
-from course_utils.lessons.lesson_03.runs import NoteCheckpoints, equal_weights, killed, on_disk, scores_of
+from course_utils.lessons.lesson_03.runs import (
+    KeepHighest,
+    NoteCheckpoints,
+    equal_weights,
+    killed,
+    load_weights,
+    on_disk,
+    scores_of,
+)
 from course_utils.training.trainer_trace import trace
 
 
@@ -22,6 +30,7 @@ def run(tmp_path_factory):
     )
     notes = NoteCheckpoints()
     trainer.add_callback(notes)
+    trainer.add_callback(KeepHighest("eval_score"))
     trainer.train()
     return trainer, notes
 
@@ -50,8 +59,31 @@ def test_a_killed_run_leaves_one_checkpoint(run, tmp_path):
 def test_scores_of_a_checkpoint_use_its_weights(run):
     trainer, _ = run
     trainer.compute_metrics = None
-    first, last = (scores_of(trainer, step, make_rows(8))["eval_loss"] for step in (4, 8))
-    assert first != last and scores_of(trainer, 4, make_rows(8))["eval_loss"] == first
+    names = "checkpoint-4", "checkpoint-8", "highest"
+    best, last, kept = (scores_of(trainer, name, make_rows(8))["eval_loss"] for name in names)
+    assert best != last and kept == best  # the score was highest at step 4
+    load_weights(trainer, "checkpoint-4")
+    assert trainer.evaluate(make_rows(8))["eval_loss"] == best
+
+
+def test_training_without_the_labels_key_is_an_error(tmp_path):
+    rows = [{"input_ids": row["input_ids"], "target": row["labels"]} for row in make_rows(8)]
+    trainer = tiny_trainer(str(tmp_path), rows, max_steps=1)
+    with pytest.raises(ValueError, match="did not return a loss"):
+        trainer.train()
+
+
+def test_kept_weights_are_those_of_the_highest_value_and_a_save_without_evaluation_is_none(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
+    script = iter((0.5, 0.5))  # of equal values the first stays
+    trainer = tiny_trainer(
+        str(tmp_path), make_rows(12), max_steps=8, compute_metrics=lambda p: {"score": next(script)}, **settings
+    )
+    trainer.add_callback(KeepHighest("eval_score"))
+    trainer.train()
+    assert (tmp_path / "highest/model.safetensors").read_bytes() == (
+        tmp_path / "checkpoint-4/model.safetensors"
+    ).read_bytes()
 
 
 def test_equal_weights_means_every_bit(run, tmp_path):

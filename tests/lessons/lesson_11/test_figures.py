@@ -9,6 +9,7 @@ def test_every_figure_has_its_words():
     model = reference.new_model()
     part = {"gradient": [[0.1, -0.2], [0.3, 0.0]], "targets": 3}
     timeline = {"backward": [0.0, 5.0], "exchanges": [[0, 1.0, 2.0], [1, 2.0, 6.0]]}
+    trace = {"backward": [[0.0, 4.0]], "gradients": [1.0, 3.0], "calls": [2.0], "exchanges": [[7, 2.1, 5.0]]}
     result = {"from_alone": 1e-6, "from_micro_batches": 0.0}
     made = [
         figures.collectives(),
@@ -20,6 +21,7 @@ def test_every_figure_has_its_words():
         figures.two_runs([2.0, 1.0], [2.0, 1.0]),
         figures.bytes_sent({"naive": {2: 16, 4: 48}, "ring": {2: 16, 4: 24}}, 16),
         figures.timelines({"naive": timeline, "bucketed": timeline}),
+        figures.traces({"naive": trace, "nothing exchanged": trace | {"calls": [], "exchanges": []}}),
         figures.equality({"DDP": result}),
         figures.seeds({"own": [0.1, 0.1], "equal": [0.0, 0.0]}, [0.1, 0.2, 0.15]),
         figures.all_reduce_times([1, 10], {"torch": [1.0, 2.0], "ring by hand": [2.0, 3.0]}),

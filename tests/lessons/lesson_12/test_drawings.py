@@ -7,7 +7,7 @@ from course_utils.lessons.lesson_12.exercises_shard import pretended_ranks
 
 
 def test_every_figure_has_its_words():
-    states = {"parameters": 40, "gradients": 40, "optimizer": 80}
+    states = {"parameters": 40, "gradients": 40, "optimizer": 80, "gathered": 0}
     run = {"forward": [0, 5, 0], "backward": [5, 0], "whole": 10}
     step = {"calls": [["all-gather", 20], ["reduce-scatter", 10]], "parameters": 10}
     made = [
@@ -17,7 +17,7 @@ def test_every_figure_has_its_words():
         figures.dtensor({"odd": [(3, 4), (2, 4)]}),
         figures.two_linears(),
         figures.meshes(),
-        figures.held_bytes({"DDP": states}, {"DDP": 160}, 10),
+        figures.held_bytes({"DDP": states}, {"DDP": states}, 10),
         figures.gathered({"per layer": run}),
         figures.volumes({"ZeRO-3": step}),
     ]

@@ -41,11 +41,11 @@ def test_no_number_lies_on_the_limit():
     plans = strategies(SLOW)
     (axis,) = figures.strategy_memory(plans).axes
     limit = plans[0].limit / 2**30
-    numbers = [text for text in axis.texts if text.get_text().endswith(("free", "too much"))]
+    numbers = [text for text in axis.texts if text.get_text().endswith(("a step", "too much"))]
     assert len(numbers) == len(plans)
     for text, one in zip(numbers, plans, strict=True):
         assert text.get_position()[0] > max(limit, one.total / 2**30)
-        assert text.get_text().endswith("free") == one.fits
+        assert (f"free, {one.speed.step:.1f} s a step" in text.get_text()) == one.fits
 
 
 def test_a_fault_that_is_none_is_not_planted():
@@ -55,8 +55,25 @@ def test_a_fault_that_is_none_is_not_planted():
 
 
 def test_a_planted_fault_shows_in_its_row():
-    rows, heard = faults.plant("processes that do not divide")
+    rows, heard = faults.plant("16 processes on 3 machines of 6 GPUs")
     assert {row.field for row in rows} >= {"world size", "effective batch"} and heard == []
+
+
+def test_every_fault_is_in_the_catalogue():
+    """The lesson says that two of the eight stop in the ranks, and that the others train on."""
+    stopping = [name for name in faults.FAULTS if faults.stops(name)]
+    assert stopping == ["a list of layer classes", "dp_shard_size without its prefix"]
+    assert all(name in faults.cures() for name in faults.FAULTS)
+
+
+def test_a_sharded_bar_is_a_quarter_of_its_frame():
+    """Each bar is as long as its bytes per parameter, and the filled part what one of four ranks keeps."""
+    (axis,) = figures.sharding().axes
+    frames, kept = axis.patches[::2], axis.patches[1::2]
+    bytes_each = [4, 4, 8, *[2, 2, 12] * 3, 4, 4, 8]
+    assert [frame.get_width() / 1.2 for frame in frames] == pytest.approx(bytes_each)
+    shares = [part.get_width() / frame.get_width() for frame, part in zip(frames, kept, strict=True)]
+    assert shares == pytest.approx([1, 1, 1, 1, 1, 0.25, 1, 0.25, 0.25, *[0.25] * 6])
 
 
 def test_the_summary_keeps_what_differs():
