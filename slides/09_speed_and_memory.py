@@ -63,15 +63,15 @@ def climb_of(name):
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The ladder
 #
-# Each rung keeps what stands above it; grey rungs gain nothing on this machine.
+# Each rung keeps what stands above it; grey: no gain that the rounds can tell.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.ladder(report))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # From bench/bench_ladder.py, on the machine that the result file names: a CPU. Each rung keeps what stands above it.
-# Grey rungs gain nothing over the rung above and stay in the figure. Orange is TRL's SFTTrainer on the same data, model
-# and batch, with its own logging on. On another machine the order changes; the method does not.
+# Grey rungs have no clear gain over the rung above and stay in the figure. Orange is TRL's SFTTrainer on the same data,
+# model and batch, with its own logging on. On another machine the order changes; the method does not.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One step, and where this lesson touches it
@@ -191,7 +191,8 @@ teach.show(figures.underflow(experiments.logit_gradients(climb.model, climb.next
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Real gradients of the logits of a language model after a minute of training. Most of the vocabulary is unlikely, and
-# its gradients vanish in fp16. Multiplied by 65,536 they fit. bf16 loses none.
+# its gradients vanish in fp16: most entries, a few per cent of their sum. Multiplied by 65,536 they fit. bf16 loses
+# none.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## GradScaler: scale, unscale, skip, grow
@@ -219,7 +220,8 @@ curves = {way: [experiments.small_steps(way, s)[0] for s in range(seed, seed + 3
 teach.show(figures.stall(curves))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# After 1 comes 1.0078: an update below half the gap rounds back, every time. A layer made for it. No error, no nan. A
+# After 1 comes 1.0078: an update below half the gap rounds back, every time. A layer made for it: only weights below 1
+# in size can move. No error, no nan. A
 # master copy in fp32 takes the updates, or stochastic rounding makes the mean right. Autocast over fp32 weights never
 # has the problem.
 
@@ -236,8 +238,8 @@ teach.show(figures.recompiles(graphs))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # It turns chains of small operators into one loop and costs a compiler and time. Batches padded to their longest row
-# bring a new shape at nearly every step. Packed rows always have one length. On this CPU it does not pay for the whole
-# model unless the ladder's rung says so.
+# bring a new shape at nearly every step. Packed rows always have one length. What it brings for the whole model on a
+# CPU: see the ladder's rung.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Memory: predicted, measured
@@ -290,7 +292,8 @@ teach.show(figures.memory(kept))
 teach.show(figures.trade(experiments.divisions(model, example, [1, 2, 4, 8, 16])))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The same sixteen rows, the same gradient. Memory grows in proportion, time falls until the products are large enough.
+# The same sixteen rows, the same gradient. Memory grows in proportion, time falls until the products are large enough,
+# and can rise again: medians of three rounds, small differences are noise.
 # Exercise 09.3: the largest micro-batch that fits a budget.
 
 # %% [markdown] slideshow={"slide_type": "slide"}

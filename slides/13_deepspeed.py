@@ -37,7 +37,7 @@ quick = {"source": source, "seed": seed, "steps": min(3, max_steps)}
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Everybody has cut optimizer, gradients and weights by hand in lesson 12. Today a library does it, told by a JSON.
-# Half of the lesson is about lines that do something else than they seem to. About 75 minutes with exercises.
+# Half of the lesson is about lines that do something else than they seem to. About 80 minutes with exercises.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## One object, three calls
@@ -49,7 +49,8 @@ teach.show(figures.flow())
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # initialize takes model and optimizer in. The loop calls the engine three times per micro-batch, step included.
-# Below: what N ranks exchange in each stage. Ask: which stage needs an exchange in the forward pass? Only the third.
+# Below: what N ranks exchange in each stage. Ask: which stage needs an exchange in the forward pass? Only the third,
+# which gathers again in the backward pass what it has freed.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What a rank holds
@@ -129,13 +130,13 @@ teach.show(figures.distances(rows, "Final weights against one process"))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The stages change where numbers lie, not which. What is left is the order of float32 sums. Weights alone prove
-# little: AdamW hides a wrong factor of the gradient. Without the factor they are off by some 1e-4 and the loss looks
-# the same; the gradient norm is a quarter. The lesson compares it, and puts all ways of lessons 11 to 13 in one table.
+# little: AdamW hides a wrong factor of the gradient. Without the factor they are off by some 1e-4, and the losses by
+# less; the gradient norm is a quarter. The lesson compares it, and puts all ways of lessons 11 to 13 in one table.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Offload: what waits elsewhere
 #
-# The optimizer in host memory makes it fit, and makes a step several times as long.
+# The optimizer in host memory makes it fit, and makes a step of one micro-batch several times as long.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 large = runs.offload_plans("Qwen/Qwen3-32B")
@@ -144,8 +145,9 @@ teach.show(figures.offload(memory, limit=large["ZeRO-3"].limit / 2**30, host=204
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Planned, not measured: Qwen3-32B on eight H100, 79.6 GiB each. ZeRO-3 alone misses by a little: 20 bytes a parameter
-# at the update. With the optimizer in host memory it fits easily, and a step takes several times as long. ZeRO-Infinity
-# puts it on NVMe: 12 bytes a parameter read and 12 written each step, which pays only when a step is long.
+# at the update. With the optimizer in host memory it fits easily, and a step of one micro-batch takes several times as
+# long; the CPU updates once a step, so that accumulation shrinks the factor. ZeRO-Infinity puts it on NVMe: 12 bytes a
+# parameter read and 12 written each step, which pays only when a step is long.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Buckets: few calls, or little memory
@@ -161,7 +163,7 @@ teach.show(figures.buckets(counts))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Counted on two ranks. The default of 500 million elements is a GB of buffer in 16 bit. 4,096 is what Hugging Face's
-# "auto", two slides on, makes of it here.
+# "auto", two slides on, makes of it here. There ZeRO-2 has one call more: its cut goes through a tensor.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The threshold that keeps everything whole
@@ -181,7 +183,8 @@ teach.show(figures.bytes_per_rank(pair, {name: runs.predicted(P, 2, 3) for name 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # A model whose largest tensor has 32,768 elements. With the default every rank has all weights and its slice
 # besides. The run is right, it says ZeRO-3, and it holds more weights than DDP: 6 bytes a parameter instead of 4. The
-# other states are divided all the same, so that it is 14 in all against 16. For a large model the default is fine.
+# other states are divided all the same, so that it is 14 in all against 16. For a large model the default is fine; but
+# LoRA's matrices are below it, too.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who fills in "auto"?
@@ -220,7 +223,7 @@ teach.show(figures.gathering())
 #
 # | you write | what happens | check |
 # |---|---|---|
-# | no `gradient_clipping` | clipped at 1.0 | write 0.0 |
+# | no `gradient_clipping` | clipped at 1.0, since mid-2026 | write 0.0 |
 # | one `step` for two micro-batches | half of the updates | `engine.global_steps` |
 # | a scheduler that the loop steps too | rate 0 halfway | `engine.get_lr()` |
 # | `ACCELERATE_USE_CPU=true` | DDP | `distributed_type` |
@@ -228,7 +231,7 @@ teach.show(figures.gathering())
 # | `from_pretrained` first | whole on each rank | slices |
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Each row is measured in the lesson. Exercise 13.3 repairs JSONs with such faults: give ten minutes.
+# Each row is measured in the lesson (DeepSpeed 0.19.8). Exercise 13.3 repairs JSONs with such faults: give ten minutes.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Checkpoint to Hugging Face folder
@@ -270,8 +273,9 @@ seen = {
 teach.show(figures.volumes({name: runs.in_models(found["exchanged"], P) for name, found in seen.items()}))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Counted from inside, one step of two ranks. The paper's stages 1 and 2 move two model sizes, DeepSpeed's three: it
-# all-reduces and keeps a slice. ZeRO-3 freed gathers the tied embedding twice in each pass, for input and output.
+# Counted from inside, one step of one micro-batch on two ranks. The paper's stages 1 and 2 move two model sizes,
+# DeepSpeed's three: by default it all-reduces and keeps a slice. With two micro-batches ZeRO-2 moves five, ZeRO-3 with
+# weights kept four. ZeRO-3 freed gathers the tied embedding twice in each pass, for input and output.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## When to take which
@@ -282,7 +286,8 @@ teach.show(figures.volumes({name: runs.in_models(found["exchanged"], P) for name
 teach.show(figures.by_size(runs.plans_by_size()))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Eight H100s, planned by lesson 15's arithmetic. The usual rule by model size has the right order, but what decides is
+# Eight H100s, one micro-batch of 2,048 tokens each, planned by lesson 15's arithmetic.
+# The usual rule by model size has the right order, but what decides is
 # bytes per GPU. Frames: the fastest that fit. ZeRO-2 is in none: it waits for an all-gather that nothing hides.
 
 # %% [markdown] slideshow={"slide_type": "slide"}

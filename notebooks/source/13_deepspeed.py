@@ -14,8 +14,8 @@
 # # 13 · DeepSpeed: ZeRO behind one JSON
 #
 # Lesson 12 cut optimizer state, gradients and weights into slices by hand, and let FSDP do it. DeepSpeed is the library
-# that ZeRO was written for. A JSON file tells it what to cut and where to keep it. This lesson reads the file line by
-# line, measures what each line does, and shows lines that do something else than they seem to.
+# that ZeRO was written for. A JSON file tells it what to cut and where to keep it. This lesson measures what its lines
+# do, and shows some that do something else than they seem to.
 #
 # **You will be able to**
 #
@@ -50,9 +50,9 @@ from course_utils.lessons.lesson_13 import figures, runs
 teach.show(figures.flow())
 
 # %% [markdown]
-# The run is the one that lessons 11 and 12 repeat (`course_utils/parallel/reference.py`): a small decoder of P
+# The run is the one that lessons 11 and 12 repeat (`course_utils/parallel/reference.py`): a decoder of P (119,232)
 # parameters without dropout, AdamW, batches of 8 rows of unequal length. It trains on the sentences of lesson 01's
-# task. These are of the same kind, from this project:
+# task. These are of the same kind, from this project's docstrings:
 
 # %%
 import torch
@@ -68,13 +68,12 @@ print({name: tuple(value.shape) for name, value in first["batch"].items()})
 print("targets on rank 0 and rank 1:", *first["targets"])
 
 # %% [markdown]
-# `runs.LessonRanks()` gives lesson 08's two ranks. DeepSpeed needs Linux: on Windows and macOS nothing is started, and
-# the cells show the results of a Linux machine. With a GPU for each rank the same cells use NCCL; here gloo carries the
-# exchanges.
+# `runs.LessonRanks()` gives lesson 08's two ranks. DeepSpeed needs Linux: on Windows and macOS the cells show results
+# of a Linux machine. With a GPU for each rank they use NCCL, here gloo.
 #
 # The finished thing first: one run in each of DeepSpeed's stages, two micro-batches a step, and what rank 0 holds
 # between them. Stage 0 is plain data parallel. "Master copies" are a second copy of the weights, kept for the update
-# (section 4).
+# (section 4, which also says why ZeRO-2 is a little beyond the marks).
 
 # %%
 from course_utils.parallel.deepspeed_runs import train_engine
@@ -98,12 +97,12 @@ teach.claim("two ranks met, and the engine ran on both", met and engines)
 
 # %% [markdown]
 # `shards`: of the embedding's 512 x 64 numbers a rank keeps half, in one row; its optimizer works on half of all P. A
-# launcher ends with code 0 whether or not this is so; these facts come from inside.
+# launcher exits with code 0 either way; these values come from the ranks themselves.
 #
 # ## 2 · The JSON, line by line
 #
-# The numbers of the batch, a permission for torch's optimizer, and the block `zero_optimization`. As a function, since
-# the numbers depend on the number of ranks:
+# The numbers of the batch, a permission for torch's optimizer, and the block `zero_optimization`. As a function of the
+# number of ranks:
 
 
 # %%
@@ -125,7 +124,7 @@ def make_config(stage, size, accumulation=1):
 print(make_config(2, size=2))
 
 # %% [markdown]
-# A larger one, for GPUs, with most of the lines that this lesson uses:
+# A larger one, for GPUs:
 
 # %%
 teach.show(figures.annotated(runs.LARGER))
@@ -135,8 +134,8 @@ teach.show(figures.annotated(runs.LARGER))
 #
 # $$\text{train\_batch\_size} = \text{micro batch} \times \text{accumulation} \times \text{ranks}$$
 #
-# Give two of them and DeepSpeed computes the third. Give three that contradict each other, and it raises. `begin` makes
-# the process a rank that DeepSpeed knows, without compiling C++ where there is no GPU.
+# Give two, and DeepSpeed computes the third; give three that contradict each other, and it raises. `begin` makes the
+# process a rank that DeepSpeed knows, without compiling C++ where there is no GPU.
 
 
 # %%
@@ -218,7 +217,8 @@ loop = {"source": source, "max_steps": max_steps, "seed": seed}
 zero = {f"ZeRO-{n}": ranks(train_zero, stage=n, **loop)[0] for n in (1, 2, 3)}
 unscaled = ranks(train_zero, stage=2, scaled=False, **loop)[0]
 for name, run in (zero | {"ZeRO-2, no factor": unscaled}).items():
-    print(f"{name:17} last loss {run['losses'][-1]:.2f}", end=", ")
+    print(f"{name:17} losses {run['losses_from_alone']:.0e} away", end=", ")
+    print(f"weights {run['from_alone']:.0e}", end=", ")
     print(f"gradient norm {run['norms'][0] / due:.2f} of one process's")
 off = max(run["losses_from_alone"] for run in zero.values())
 weights = max(run["from_alone"] for run in zero.values())
@@ -226,14 +226,14 @@ norms = max(abs(run["norms"][0] / due - 1) for run in zero.values())
 teach.claim("losses of stages 1, 2, 3 equal one process within 1e-5", off < 1e-5)
 teach.claim("final weights do within 5e-5", weights < 5e-5)
 teach.claim("and the gradient norm within 1e-4 of it", norms < 1e-4)
-blind = unscaled["losses_from_alone"] < 1e-3
+blind = unscaled["losses_from_alone"] < 1e-4
 quarter = abs(unscaled["norms"][0] / due - 1 / 4) < 1e-4
-teach.claim("no factor: losses within 1e-3, norm a quarter", blind and quarter)
+teach.claim("no factor: losses within 1e-4, norm a quarter", blind and quarter)
 
 # %% [markdown]
 # The stages change where numbers lie, not which numbers. What is left is the order of float32 sums. AdamW divides a
-# gradient by its own size, so that losses and weights hardly show a wrong factor. The norm does, and so would clipping,
-# which compares it with a bound.
+# gradient by its own size, so that a wrong factor shows only against its small constant eps: hardly in the losses, a
+# little in the weights. The norm shows it at once, and clipping would go by it.
 #
 # ## 4 · What each rank holds
 #
@@ -247,9 +247,8 @@ teach.claim("no factor: losses within 1e-3, norm a quarter", blind and quarter)
 # | AdamW's two moments | 8 P | 8 P/N | 8 P/N | 8 P/N |
 #
 # A **master copy** is the fp32 copy of a rank's slice of the weights, on which the optimizer works. It makes sense in
-# 16 bit: weights and gradients take 2 bytes each there, too coarse for small updates. In fp32 the slice is there twice.
-# The planner, lesson 15's program that computes a run's memory and speed before a GPU is rented, has the same formulas.
-# It must agree with the ranks:
+# 16 bit: weights and gradients take 2 bytes each there, too coarse for small updates. In fp32 it repeats the slice.
+# The planner, lesson 15's program that computes a run before a GPU is rented, must agree with the ranks:
 
 # %%
 plans = {stage: runs.planned(stage) for stage in stages}
@@ -259,14 +258,18 @@ for stage, plan in plans.items():
 exact = ("parameters", "master copies", "optimizer")
 pairs = [(rank["bytes"], plans[n]) for n in plans for rank in stages[n]]
 equal = all(seen[kind] == plan[kind] for seen, plan in pairs for kind in exact)
+rest = [(rank["bytes"], plans[n]) for n in (0, 1, 3) for rank in stages[n]]
+grads = all(seen["gradients"] == plan["gradients"] for seen, plan in rest)
+on_cpu = stages[3][0]["backend"] == "gloo"
 largest = 4 * 512 * 64  # bytes of the largest tensor, the embedding
 gap = max(abs(r["bytes"]["gradients"] - plans[2]["gradients"]) for r in stages[2])
 teach.claim("weights, copies and moments are the planner's", equal)
+teach.claim("gradients of stages 0, 1 and 3, too", grads, when=on_cpu)
 teach.claim("stage 2's gradients: within one tensor of it", 0 < gap < largest)
 
 # %% [markdown]
-# (Measured / planned.) Stage 2 cuts the row of all gradients in the middle, which lies inside a tensor. Between
-# micro-batches each rank keeps that tensor whole.
+# (Measured / planned; `when`: judged on CPU ranks only.) Stage 2 cuts the row of all gradients in the middle, which
+# lies inside a tensor. Between micro-batches each rank keeps that tensor whole.
 #
 # ### Exercise 13.1 · predict
 #
@@ -284,20 +287,23 @@ teach.check("13.1", prediction)
 #
 # What is idle most of the time can wait elsewhere. `"offload_optimizer": {"device": "cpu"}` keeps the master copies,
 # the moments and the reduced gradients in the machine's memory, and the CPU makes the update (ZeRO-Offload).
-# `"offload_param"`, stage 3 only, keeps the slices of the weights there too. DeepSpeed then raises unless the optimizer
-# is its own AdamW for the CPU, which is compiled at first use. `"zero_force_ds_cpu_optimizer": false` admits torch's.
-# For CPU ranks both memories are the same, so that only the equality shows here:
+# `"offload_param"`, stage 3 only, keeps the slices of the weights there too. With an offloaded optimizer DeepSpeed
+# raises unless it is its own AdamW for the CPU, which is compiled at first use. `"zero_force_ds_cpu_optimizer": false`
+# admits torch's. For CPU ranks both memories are the same. What shows is the equality, and that gradients moved to the
+# master copies:
 
 # %%
 quick = {"source": source, "seed": seed, "steps": 3}
 second = ranks(train_engine, stage=2, offload="optimizer", **quick)
 third = ranks(train_engine, stage=3, offload="all", **quick)
+lie = [one[0]["bytes"]["gradients"] for one in (stages[2], second)]
+print(f"stage 2, bytes of gradients: {lie[0]:,}, offloaded {lie[1]:,}")
 far = max(rank["from_alone"] for rank in [*second, *third])
-teach.claim("offloaded runs equal one process within 1e-4", far < 1e-4)
+teach.claim("offloaded runs equal one process within 5e-5", far < 5e-5)
 
 # %% [markdown]
 # What it is for, the planner shows. Qwen3-32B on one machine of eight H100, 79.6 GiB each, and 2 TiB of its own; bf16,
-# activations recomputed:
+# activations recomputed, 2,048 tokens a GPU and step:
 
 # %%
 large = runs.offload_plans("Qwen/Qwen3-32B")
@@ -308,18 +314,18 @@ states = sum(plain.memory[kind] for kind in figures.PLANNED)
 each = 8 * states / plain.parameters  # 8 GPUs
 print(f"ZeRO-3: {each:.0f} bytes a parameter: {states / 2**30:.1f} GiB a GPU", end="; ")
 print(f"buckets, margin: {(plain.total - states) / 2**30:.1f} GiB")
-slow = plain.speed.step, large["ZeRO-3 + optimizer offload"].speed.step
+slow = plain.speed.step, large["ZeRO-3, optimizer offloaded"].speed.step
 print(f"planned step: {slow[0]:.1f} s in GPU memory, {slow[1]:.1f} s offloaded")
 fits = [name for name, plan in large.items() if plan.fits]
 teach.claim("ZeRO-3 fits only with offloading", fits == list(large)[1:])
-teach.claim("offloading costs over 5x in the plan", slow[1] > 5 * slow[0])
+teach.claim("2,048 tokens: offloading costs over 5x", slow[1] > 5 * slow[0])
 
 # %% [markdown]
 # The 20 bytes at the update: 2 for a weight, 2 for its gradient and 4 for that in fp32, 4 for the master copy, 8 for
-# the moments. (FSDP2 needs 16, and fits: section 10.)
+# the moments. (FSDP2 needs 16, and fits: section 10.) The CPU updates once a step: accumulation shrinks the factor.
 #
-# **ZeRO-Infinity** goes one floor down: `"device": "nvme"`, and a folder on a fast disk. Each step then reads and
-# writes master copies and moments there.
+# **ZeRO-Infinity**: with `"device": "nvme"`, and a folder on a fast disk, each step reads and writes master copies and
+# moments there.
 #
 # ### Deeper: what a disk costs
 #
@@ -354,8 +360,8 @@ teach.claim("default: all weights and the slice besides", whole == 4 * P + cut)
 
 # %% [markdown]
 # By default no tensor of this model is freed, and the slices come on top. The run is right, says ZeRO-3, and holds more
-# weights than DDP; only the other states shrink. On a large model the default is fine: only norms and biases are that
-# small.
+# weights than DDP; only the other states shrink. On a large model the default is fine: only norms, biases and LoRA's
+# matrices (16 x 4,096) are that small.
 #
 # ### Deeper: buckets
 #
@@ -376,7 +382,8 @@ teach.claim("one bucket for all: one call", set(least.values()) == {1})
 teach.claim("4,096 elements: over ten calls", min(most.values()) > 10)
 
 # %% [markdown]
-# A tensor that is larger than the bucket goes alone.
+# A tensor that is larger than the bucket goes alone. ZeRO-2 has one call more at 4,096, since its cut goes through such
+# a tensor, which is sent in two pieces.
 #
 # ## 6 · "auto": who fills it in
 #
@@ -392,8 +399,8 @@ teach.claim("4,096 elements: over ten calls", min(most.values()) > 10)
 # model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 # ```
 #
-# `train_trainer` and `train_accelerate` repeat the reference with these lines, and return the JSON as it was resolved.
-# `fill_in` lets the Trainer's code do so for a model of width 96 instead of 64, without training.
+# `train_trainer` and `train_accelerate` repeat the reference with these lines, and return the resolved JSON; `fill_in`
+# the Trainer's for a model of width 96 instead of 64, without training.
 
 # %%
 from course_utils.parallel.deepspeed_hf import (
@@ -403,6 +410,7 @@ from course_utils.parallel.deepspeed_hf import (
 )
 
 config = auto_config(3) | {"gradient_clipping": "auto"}
+print(config)
 trainer = ranks(train_trainer, stage=3, **quick)[0]
 accelerate = ranks(train_accelerate, stage=3, config=config, **quick)[0]
 wider = ranks(runs.fill_in, hidden_size=96)[0]
@@ -411,21 +419,24 @@ tools["Accelerate"] = accelerate["resolved"]
 teach.show(figures.filled(config, tools))
 found = trainer["distributed_type"], accelerate["distributed_type"]
 teach.claim("both ran DeepSpeed", found == ("DEEPSPEED", "DEEPSPEED"))
-teach.claim("the Trainer's run equals one process", trainer["from_alone"] < 1e-4)
+near = trainer["from_alone"] < 5e-5
+teach.claim("the Trainer's weights equal one process's within 5e-5", near)
 
 # %% [markdown]
-# The Trainer was called with `per_device_train_batch_size=4` and `max_grad_norm=0`. Accelerate took the batch size
-# from the loader; without a loader in `prepare` it raises. Clipping in an Accelerate loop is a call,
-# `accelerator.clip_grad_norm_`, so that `prepare` has no number for it and fills in 1.0. With DeepSpeed that call
-# does not clip: it returns the norm, and the engine clips by the JSON. Write the number there.
+# The Trainer was called with `per_device_train_batch_size=4` and `max_grad_norm=0`. Accelerate took the batch size from
+# the loader; without a loader in `prepare` it raises. Clipping in an Accelerate loop is a call,
+# `accelerator.clip_grad_norm_`, so that `prepare` has no number for it and fills in 1.0. With DeepSpeed that call does
+# not clip: it returns the norm, and the engine clips by the JSON. Write the number there. (By Accelerate's source;
+# measured is the 1.0.)
 #
 # A number in the JSON must agree with `TrainingArguments`, or the Trainer raises.
 #
 # ### Exercise 13.2 · write
 #
 # Replace `"auto"` as the Trainer does. `known` has `micro`, `accumulation`, `ranks`, `max_grad_norm`, `bf16` and
-# `hidden_size`. Find from the two widths in the table, 64 and 96, which formulas gave the three sizes at its end.
-# What is not `"auto"` stays. Return a new config, leave the given one as it is.
+# `hidden_size`. Find from the two widths in the table, 64 and 96, which formulas gave the three sizes at its end (one
+# is rounded down). `config` is nested as printed above. What is not `"auto"` stays. Return a new config, leave the
+# given one as it is.
 
 
 # %%
@@ -464,14 +475,15 @@ teach.claim("model first: all P on each rank", all(r["whole"] == P for r in bad)
 
 # %% [markdown]
 # No error: the engine cuts the model later, if the rank has survived until then. Without the Trainer, make the object
-# yourself, `ds = HfDeepSpeedConfig(config)`, before `from_pretrained`, and keep it: transformers has a weak reference
-# only, so that it is gone with your last variable.
+# yourself, `ds = HfDeepSpeedConfig(config)`, before `from_pretrained`, and keep it: transformers has only a weak
+# reference to it.
 #
 # ## 8 · What goes wrong
 #
 # None of the mistakes measured here raises an error.
 #
-# **A line that is missing.** `gradient_clipping` left out does not mean "no clipping":
+# **A line that is missing.** `gradient_clipping` left out meant "no clipping" until mid-2026. In DeepSpeed 0.19.8, used
+# here, it does not:
 
 # %%
 unsaid = ranks(train_engine, stage=2, without=["gradient_clipping"], **quick)[0]
@@ -485,7 +497,7 @@ auto = runs.farthest(accelerate["losses"], clipped["losses"])
 teach.claim("by Accelerate's auto they are, too", auto < 1e-5)
 
 # %% [markdown]
-# **Micro-batches that nobody compares.** The JSON says 2 micro-batches of 2 rows on each rank. One loop calls
+# **Micro-batches that nobody counts.** The JSON says 2 micro-batches of 2 rows on each rank. One loop calls
 # `engine.step` once for both, as in torch; another gives half of the rows. Four batches, rows counted on both ranks:
 
 
@@ -503,7 +515,8 @@ def counted(steps, rows, every):
             piece = reference.share(mine, number, 2)
             piece = {name: value[:rows] for name, value in piece.items()}
             seen += len(piece["input_ids"])
-            engine.backward(reference.summed_loss(engine, piece) / 100)
+            loss = reference.summed_loss(engine, piece) / 100  # any: we count
+            engine.backward(loss)
             if every or number == 1:
                 engine.step()
     dist.all_reduce(seen)
@@ -518,13 +531,13 @@ for name, (rows, every) in loops.items():
     print(f"{name:17}", loops[name])
 once, half = loops["one call for both"], loops["half of the rows"]
 teach.claim("one call for both: half of the updates", once["updates"] == 2)
-fewer = half["rows"] / half["updates"] < half["engine says"]
-teach.claim("half of the rows: fewer a step than the engine says", fewer)
+unaware = half["updates"] == 4 and half["engine says"] == 8
+teach.claim("half of the rows: all updates, and it still says 8", unaware)
 
 # %% [markdown]
 # **A scheduler twice.** A scheduler that `deepspeed.initialize` got is stepped by `engine.step()`. If your loop steps
-# it as well, the rate falls twice as fast (drawn below, folded). With two *different* schedulers, one in the JSON and
-# one in your code, Accelerate raises; by hand yours wins, and the block is ignored without a word.
+# it as well, the rate falls twice as fast (measured under Deeper). With two *different* schedulers, one in the JSON and
+# one in your code, Accelerate raises; by hand yours wins, and the block is ignored.
 #
 # **The optimizer block.** With `"optimizer": {"type": "AdamW", ...}` DeepSpeed makes the optimizer, in one group, and
 # decays norm weights and biases too; the Trainer's own does not.
@@ -541,8 +554,9 @@ teach.claim("half of the rows: fewer a step than the engine says", fewer)
 #
 # ### Exercise 13.3 · debug
 #
-# Your loop makes its own scheduler, wants no clipping, and wants every tensor divided. `train_batch_size` and the
-# micro-batch are right. Repair such JSONs, for any number of ranks; this is the first. Return a new one.
+# Your loop makes its own scheduler and one of DeepSpeed's optimizers, wants no clipping, and in stage 3 every tensor
+# divided. `train_batch_size`, micro-batch and stage are right. Repair such JSONs, for any number of ranks; this is the
+# first. Return a new one.
 #
 # ```python
 # {"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4,
@@ -586,7 +600,7 @@ def engine_rates(twice, steps):
         rates.append(engine.get_lr()[0])
         mine = reference.share(batch, dist.get_rank(), dist.get_world_size())
         mine = to_device(mine, engine.device)
-        engine.backward(reference.summed_loss(engine, mine) / 100)
+        engine.backward(reference.summed_loss(engine, mine) / 100)  # only rates count
         engine.step()
         if twice:
             scheduler.step()
@@ -623,7 +637,6 @@ teach.claim("the block decays norm weights", abs(shrunk / due - 1) < 0.1)
 ignored = ranks(train_accelerate, stage=2, cpu_flag=True, **quick)[0]
 print(ignored)
 kind = ignored["distributed_type"]
-on_cpu = stages[3][0]["backend"] == "gloo"
 teach.claim("DeepSpeed was asked for, DDP ran", kind == "MULTI_CPU", when=on_cpu)
 
 # %% [markdown]
@@ -652,8 +665,8 @@ teach.claim("12 bytes a number of the slice, under 10 kB of names", named)
 # %% [markdown]
 # `optim_states` are the slices: master copies and moments. In stage 3 the `model_states` hold no weights at all.
 # `zero_to_fp32.py`, which DeepSpeed puts beside them, assembles the fp32 weights, with `--safe_serialization` as
-# safetensors. Two things are left to you: it writes no `config.json`, and it refuses a model with tied weights, as
-# ours is. `to_folder` passes what the script puts together through the model's own `save_pretrained`:
+# safetensors. But it writes no `config.json`, and with that flag refuses tied weights, which ours are. `to_folder`
+# passes what the script puts together through the model's own `save_pretrained`:
 
 # %%
 teach.show_source(to_folder)
@@ -667,22 +680,21 @@ weights = [pair[0]["weights_apart"] for pair in wrote.values()]
 teach.claim("from_pretrained has the engine's weights, bit for bit", max(weights) == 0)
 teach.claim("and gives the engine's logits within 1e-5", max(exact) < 1e-5)
 
-print("loss on sentences that it was not trained on:")
+print("loss on sentences it was not trained on, before and after 10 steps:")
 folder = f"{scratch.name}/3/model"
 shown = {"folder": folder, "source": source, "seed": seed}
 for text, before, after in ranks(runs.loss_of_own, **shown)[0]:
     print(f"  {before:.1f} -> {after:.1f}  {text}")
 
 # %% [markdown]
-# The folder is an ordinary model now: it loads in one process, without DeepSpeed. For large models, LoRA adapters and
-# damaged files the course has `course_utils/parallel/convert`. Under the Trainer,
-# `stage3_gather_16bit_weights_on_model_save` lets `save_model` gather the weights and write such a folder itself, if
-# one rank's memory can hold the model.
+# The folder is an ordinary model now. For large models, LoRA adapters and damaged files the course has
+# `course_utils/parallel/convert`. Under the Trainer, `stage3_gather_16bit_weights_on_model_save` lets `save_model`
+# gather the weights and write such a folder itself, if one rank's memory can hold the model.
 #
 # ## 10 · FSDP or DeepSpeed?
 #
-# Both cut the same states. What do they send? One step, counted, in model sizes: an all-gather or reduce-scatter of P
-# numbers counts 1, an all-reduce 2 (lesson 11).
+# Both cut the same states. What do they send? One step of one micro-batch, torch's collectives counted as they are
+# called (`exchanged`), in model sizes: an all-gather or reduce-scatter of P numbers counts 1, an all-reduce 2.
 
 # %%
 live = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
@@ -707,13 +719,17 @@ teach.claim("weights kept: 2 P in both", max(abs(value - 2) for value in kept) <
 more = total["ZeRO-3, freed"] - total["FSDP2, freed"]
 tied = 2 * 512 * 64 / P
 teach.claim("freed: ZeRO-3 moves two embeddings more", abs(more - tied) < 0.01)
+for stage, both in stages.items():  # section 1's runs
+    parts = runs.in_models(both[0]["exchanged"], P)
+    print(f"two micro-batches, {runs.NAMES[stage]}: {sum(parts.values()):.2f}")
 
 # %% [markdown]
-# - In the ZeRO paper stages 1 and 2 reduce each gradient to its owner and move 2 P. DeepSpeed all-reduces its buckets
-#   and keeps a slice of the result: 3 P.
-# - ZeRO-3 keeps up to `stage3_max_live_parameters` (a billion) gathered: a small model is gathered once a step.
-#   Freed, it gathers tensor by tensor as modules need them, the tied embedding for input and output in both passes.
-# - FSDP gathers a layer in one call. ZeRO-3 records in the first step in which order modules run, to fetch ahead.
+# - In the ZeRO paper stages 1 and 2 reduce each gradient to its owner and move 2 P. DeepSpeed's default,
+#   `use_multi_rank_bucket_allreduce`, all-reduces buckets and keeps a slice of the result: 3 P.
+# - Of two micro-batches ZeRO-2 and 3 reduce each, ZeRO-1 their sum; ZeRO-3 gathers for each.
+# - ZeRO-3 keeps up to `stage3_max_live_parameters` (a billion) gathered, and what is needed again within
+#   `stage3_max_reuse_distance` elements: a small model is gathered once a micro-batch. Freed, it gathers tensor by
+#   tensor (FSDP a layer in one call), the tied embedding for input and output in both passes.
 #
 # | | FSDP2 | DeepSpeed |
 # |---|---|---|
@@ -728,8 +744,8 @@ teach.claim("freed: ZeRO-3 moves two embeddings more", abs(more - tied) < 0.01)
 # %% [markdown]
 # ### When to take which
 #
-# You may read: "up to 1B parameters DDP, up to 10B ZeRO-2, above that ZeRO-3 with offload". We ask the planner: eight
-# H100 of 79.6 GiB, bf16 with weights or copies in fp32, activations recomputed, 2,048 tokens a GPU.
+# You may read: "up to 1B parameters DDP, up to 10B ZeRO-2, above that ZeRO-3 with offload". We ask the planner, for
+# section 4's machine and settings:
 
 # %%
 plans = runs.plans_by_size()
@@ -744,20 +760,22 @@ fits = [way for way, plan in large.items() if plan.fits]
 print("70B, all that fit:", ", ".join(fits).replace("\n", " "))
 teach.claim("0.6B: everything fits", all(plan.fits for plan in small.values()))
 teach.claim("8B: DDP does not fit", not eight["DDP"].fits)
-teach.claim("8B: ZeRO-2 is not the fastest", "ZeRO-2" not in quickest)
+wins = any("ZeRO-2" in runs.quickest(plan) for plan in plans.values())
+teach.claim("ZeRO-2 is the fastest for none of the six", not wins)
 offloads = all("offloaded" in way for way in fits)
 teach.claim("70B: nothing without offloading", fits and offloads)
 
 # %% [markdown]
-# The rule has the right order, but it asks for the wrong quantity: what decides is bytes per GPU, from the model's
-# size, the number of GPUs and their memory. In this plan sharding everything is never slower than ZeRO-2, because
-# gathering hides behind computing. Offloading is for what fits in no other way: steps take several times as long. So:
+# The rule has the right order, but asks for the wrong quantity: what decides is bytes per GPU. Planned speeds assume
+# that gathering hides behind computing: so ZeRO-3 and FSDP2 beat ZeRO-2. ZeRO-3 keeps the whole 0.6B gathered, but at
+# most a billion parameters of 70B. Offloading is for what fits in no other way: at so few tokens steps take several
+# times as long. So:
 #
 # - it fits with DDP and room to spare: DDP;
 # - it does not: FSDP2, which comes with torch, or ZeRO-3 where the rest of your code is made for DeepSpeed;
 # - it fits nowhere: more GPUs, else ZeRO-3 with optimizer offload, then parameters too, then NVMe.
 #
-# These speeds are planned (lesson 15 lists the assumptions); the volumes above are measured.
+# These speeds are planned (lesson 15 lists the assumptions); the volumes above are counted, not timed.
 #
 # ### Exercise 13.4 · vary
 #
@@ -781,9 +799,10 @@ teach.check("13.4", choose_stage)
 # what is not offloaded. `run` has
 #
 # - `ranks`, `rows` (a step, over all ranks), `micro` (rows a rank takes at once), `stage`;
-# - `offload`: `"none"`, `"optimizer"` or `"all"`, to the device `"cpu"`;
-# - `bf16`: True or False; `max_norm`: a number, or None for no clipping;
-# - `torch_optimizer`: True if the engine is given torch's AdamW, False for DeepSpeed's own, which needs no permission;
+# - `offload`: `"none"`, `"optimizer"`, or in stage 3 `"all"`: parameters too; to the device `"cpu"`;
+# - `bf16`: True, or False (the block may be missing); `max_norm`: a number, or None for no clipping;
+# - `torch_optimizer`: True if the engine is given torch's AdamW, False for DeepSpeed's own, which needs no permission,
+#   offloaded or not; either is made in the loop, without a block `optimizer`;
 # - `smallest`: stage 3 keeps tensors with up to so many elements whole;
 # - `save_whole`: in stage 3, the Trainer's `save_model` is to write weights.
 
@@ -800,8 +819,9 @@ teach.check("13.5", write_config)
 # ## Deeper: the one table
 #
 # Everything that lessons 11 to 13 have built or used, against one process, on the same rows with unequal numbers of
-# targets on the ranks. `course_utils/parallel/equality.py` names for each row how far it may be away, and why. The last
-# row is a counterexample: the Trainer when ranks do not add up their targets.
+# targets on the ranks. `course_utils/parallel/equality.py` names for each row why it is away at all; all have the same
+# bound. The last row is a counterexample, the Trainer when ranks do not add up their targets: its dotted mark is what
+# it must be beyond.
 
 # %%
 from course_utils.parallel import equality
@@ -827,11 +847,10 @@ teach.claim("all ran on two ranks", all(row["world_size"] == 2 for row in compar
 # compared with *that* process, is it exact to the last bit?
 
 # %%
-groups = {"bit for bit": [], "in the last digits only": [], "not compared": []}
+groups = {"bit for bit": [], "in the last digits only": []}
 for row in same:
     far = row["from_micro_batches"]
-    kinds = list(groups)
-    kind = kinds[2] if far is None else kinds[0] if far == 0 else kinds[1]
+    kind = "bit for bit" if far == 0 else "in the last digits only"
     groups[kind].append(row["name"])
 for kind, named in groups.items():
     print(f"{kind}:\n   {'; '.join(named)}")
@@ -841,7 +860,7 @@ teach.claim("DDP and DeepSpeed's ZeRO-1 are", {"DDP", "DeepSpeed ZeRO-1"} <= set
 # %% [markdown]
 # With one micro-batch on each of two ranks there is one sum of two, which has one order. Two micro-batches on each
 # rank add up first on a rank, then over the ranks; the single process takes all four in turn. DeepSpeed's stage 3 adds
-# in an order of its own. Lesson 12 compares its ways of sharding with whole batches only.
+# in an order of its own.
 
 # %% [markdown]
 # ## Deeper: what lies on disk
@@ -877,9 +896,10 @@ teach.claim("the formula's bytes, and less than one more a parameter", near)
 # accelerate launch --config_file deepspeed.yaml train.py
 # ```
 #
-# On several machines `deepspeed --hostfile hosts` starts the others over ssh; a missing hostfile is a warning, and
-# then it runs here only. `--num_accelerators 2` starts CPU ranks. The launcher passes `--local_rank` to your program
-# unless `--no_local_rank` is given. Lesson 15 writes these files and executes them.
+# On several machines `deepspeed --hostfile hosts` starts the others over ssh; a missing hostfile is a warning, and then
+# it runs here only. Without a GPU `--num_accelerators 2`, the same flag as `--num_gpus`, starts CPU ranks. The launcher
+# passes `--local_rank` to your program unless `--no_local_rank` is given. Lesson 15 writes these files and executes
+# them.
 #
 # | you may see | today |
 # |---|---|
@@ -907,24 +927,25 @@ scratch.cleanup()
 # ## Quiz
 
 # %% [markdown]
-# **1.** Your ZeRO-3 run of a tiny model on two ranks holds more bytes of weights than DDP. Why? Does it hold more bytes
-# in all?
+# **1.** Your ZeRO-3 run of a tiny model on *four* ranks holds more bytes of weights than DDP. Why, and how many? And in
+# all?
 #
 # <details><summary>Answer</summary>
 #
-# All tensors are below the persistence threshold, so each rank keeps them whole and has its slice besides: 6 P bytes
-# instead of 4 P. The other states are still divided: 2 P of gradients, 2 P of master copies, 4 P of moments. That is
-# 14 P in all, against 16 P of DDP.
+# All tensors are below the persistence threshold, so each rank keeps them whole and has its slice besides: 5 P bytes
+# instead of 4 P. The other states are still divided: P of gradients, P of master copies, 2 P of moments. That is 9 P in
+# all, against 16 P of DDP.
 #
 # </details>
 
 # %% [markdown]
-# **2.** With accumulation 4 in the JSON you call `engine.step()` after every fourth micro-batch, as with torch. What
-# happens?
+# **2.** With accumulation 4 in the JSON you call `engine.step()` after every fourth micro-batch, as with torch. What do
+# 64 micro-batches give?
 #
 # <details><summary>Answer</summary>
 #
-# The engine counts calls of `step` as micro-batches: it updates at every fourth call, after 16 micro-batches.
+# Four updates, not 16. The engine counts calls of `step` as micro-batches: it updates at every fourth call, after 16
+# micro-batches.
 #
 # </details>
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -82,6 +83,8 @@ def test_two_processes_are_one_at_the_same_effective_batch(tmp_path):
 
 def test_refuses_processes_that_did_not_meet(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher whose other variables got lost
+    alone = SimpleNamespace(num_processes=1, is_main_process=True)
+    monkeypatch.setattr(train_with_accelerate, "Accelerator", lambda **_: alone)
     with pytest.raises(SystemExit) as ended:
         train_with_accelerate.main([f"--folder={tmp_path}"])
     assert ended.value.code == 2 and "started 2 processes, but each would train alone" in capsys.readouterr().err

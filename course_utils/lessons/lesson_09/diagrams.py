@@ -37,7 +37,8 @@ def step() -> Figure:
     alt = (
         "A step as a chain of boxes. Texts become rows of B by L token ids, the layers make vectors B by L by H, "
         "the output layer makes logits B by L by V, then comes the loss. Backward leads back through the same boxes to "
-        "gradients, and the optimizer changes the weights. Below each box stands what this lesson does there."
+        "gradients, and the optimizer changes the weights. Below rows, layers, logits and loss stands what this lesson "
+        "does there."
     )
     figure, axis = new_figure(height=3.6, alt=alt)
     axis.set(xlim=(0, 13), ylim=(0, 5.3))

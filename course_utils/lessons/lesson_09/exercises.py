@@ -181,7 +181,7 @@ def _compare_scaler(
     "09.3",
     "Micro-batch and accumulation for a budget",
     hints=(
-        "Memory is fixed + micro_batch * per_row. Time falls with larger micro-batches, so take the largest that fits.",
+        "Memory is fixed + micro_batch * per_row. The largest micro-batch that fits is wanted.",
         "micro_batch * accumulation must be exactly rows: only divisors of rows come into question.",
     ),
     kind="vary",

@@ -174,7 +174,7 @@ WAYS = ("fp32 weights", "bf16 weights", "bf16, fp32 master copy", "bf16, stochas
 
 
 def small_steps(way: str, seed: int, steps: int = 300, lr: float = 2e-3) -> tuple[list[float], float]:
-    """Fine-tune 64 large weights by a small amount: the loss of each step, and the share of weights that moved.
+    """Fine-tune 64 mostly large weights by a small amount: the loss of each step, and the share of weights that moved.
 
     A linear layer whose weights (standard deviation 2) are 0.3 away from the best ones; Adam moves each by about ``lr``
     a step at most.

@@ -47,25 +47,24 @@ def ladder(report: Mapping[str, Any]) -> Figure:
     figure, axis = new_figure(
         height=0.9 + 0.33 * (len(ran) + len(others)),
         alt="Bars of useful tokens a second against the naive step, one for each rung from top to bottom. "
-        "Padding less, by grouping and packing, gains much, and bf16 about as much again. Grey rungs gain nothing over "
-        "the rung above them on this machine. Below stand two bars for TRL, shorter than the best rung.",
+        "Padding less, by grouping and packing, gains much, and 16-bit products more. Grey rungs have no clear gain "
+        "over the rung above them on this machine. Below stand two orange bars for TRL, shorter than the best rung.",
     )
     for place, row in enumerate([*ran, *others]):
         against = row.get("against_the_rung_below")
         gains = against is not None and against["low"] > 1
         color = COLORS["orange"] if row in others else COLORS["blue"] if gains or place == 0 else "#BDBDBD"
         axis.barh(-place, row["ratio"], height=0.68, color=color)
-        end = row["ratio"]
         if row["low"] is not None:
             axis.plot([row["low"], row["high"]], [-place, -place], color="#222222", linewidth=2)
-            end = max(row["high"], row["ratio"])
-        axis.text(end + 0.08, -place, f"{row['ratio']:.2f}", va="center", fontsize=10.5)
+        ink = "white" if color == COLORS["blue"] else "black"
+        axis.text(0.08, -place, f"{row['ratio']:.2f}", va="center", fontsize=10.5, color=ink)
     names = [row["name"] if not place else f"+ {row['name']}" for place, row in enumerate(ran)]
     names += [row["name"].replace("packing_strategy=", "").replace("'", "") for row in others]
     axis.set_yticks([-place for place in range(len(names))], names, fontsize=10.5)
     axis.set(xlabel="useful tokens per second / the naive step's", xlim=(0, 1.13 * max(r["high"] for r in ran)))
     axis.grid(visible=False, axis="y")
-    axis.set_title("The ladder; grey: no gain that these rounds can tell", fontsize=12)
+    axis.set_title("The ladder; grey: no gain that these rounds can tell, orange: TRL", fontsize=12)
     return figure
 
 
@@ -96,8 +95,8 @@ def operators(trace: Trace, most: int = 9) -> Figure:
     """The operators that take most time themselves, as shares of all operators' time."""
     figure, axis = new_figure(
         height=3.1,
-        alt="Bars of the operators that take most time, as a share of all operators' time. A matrix multiplication is "
-        "first by far; operators that only read and write many numbers follow.",
+        alt="Bars of the operators that take most time, as a share of all operators' time. Matrix products, mm "
+        "and bmm, come first; operators that only read and write many numbers follow.",
     )
     own = [one for one in trace.operators if one.name.startswith("aten::")]
     total = sum(one.seconds for one in trace.operators)
@@ -105,7 +104,8 @@ def operators(trace: Trace, most: int = 9) -> Figure:
     for place, one in enumerate(top):
         product = any(word in one.name for word in ("mm", "attention", "bmm"))
         axis.barh(-place, one.seconds / total, color=COLORS["blue" if product else "orange"], height=0.7)
-        axis.text(one.seconds / total + 0.005, -place, f"{one.calls} calls", va="center", fontsize=9.5)
+        calls = f"{one.calls} call{'s' if one.calls != 1 else ''}"
+        axis.text(one.seconds / total + 0.005, -place, calls, va="center", fontsize=9.5)
     axis.set_yticks([-place for place in range(len(top))], [one.name.removeprefix("aten::") for one in top])
     axis.set(xlabel="share of all operators' own time", title="Top operators (blue: matrix products)")
     axis.set_xlim(0, 1.18 * top[0].seconds / total)
@@ -120,7 +120,8 @@ def timeline(trace: Trace) -> Figure:
     figure, axis = new_figure(
         height=2.7,
         alt="A timeline of one step. The first row shows forward, backward, clip and optimizer one after the other, "
-        "backward the longest. The second row shows the operators, the third the gaps between them.",
+        "backward the longest. The second row shows the operators that take 0.1 ms or more, the third the gaps in "
+        "which no operator runs.",
     )
     colors = {"forward": "sky", "backward": "blue", "clip": "purple", "optimizer": "green"}
     spans = [one for one in trace.spans() if one.name in colors]
@@ -139,7 +140,8 @@ def timeline(trace: Trace) -> Figure:
     for start, end in gaps(trace.events, first, last):
         axis.barh(0, 1e3 * (end - start), left=1e3 * (start - first), color=COLORS["red"], height=0.7)
     axis.set_yticks([2, 1, 0], ["part", "operators", "gaps"])
-    axis.set(xlabel="ms", title="One step (blue operators: matrix products)", xlim=(0, 1e3 * (last - first)))
+    axis.set(xlabel="ms; purple: clip, green: optimizer", xlim=(0, 1e3 * (last - first)))
+    axis.set_title("One step (operators from 0.1 ms on; blue: matrix products)")
     axis.grid(visible=False)
     return figure
 
@@ -167,7 +169,8 @@ def underflow(gradients: Tensor, scale: float = 2.0**16) -> Figure:
     axis.text(-12.8, top * 1.05, "0 in fp16", color=COLORS["red"], fontsize=11)
     axis.text(normal - 0.1, top * 1.05, "fewer digits", color="#666666", fontsize=11, ha="right")
     axis.text(largest - 0.1, top * 1.05, "full precision", fontsize=11, ha="right")
-    axis.set(xlim=(-13, 5.5), ylim=(0, top * 1.45), yticks=[])
+    axis.text(largest + 0.1, top * 1.05, "inf", fontsize=11)
+    axis.set(xlim=(-13, 5.9), ylim=(0, top * 1.45), yticks=[])
     axis.set_xticks([-12, -9, -6, -3, 0, 3], ["1e-12", "1e-9", "1e-6", "1e-3", "1", "1000"])
     axis.set(xlabel="size of a logit's gradient", ylabel="how many")
     axis.legend(loc="upper left", fontsize=10.5, ncols=2)
@@ -266,18 +269,20 @@ def trade(divisions: Sequence[Division]) -> Figure:
         1,
         2,
         height=2.9,
-        alt="Two panels against the rows of a micro-batch. Left, time of the step: highest for one row, falling, and "
-        "flat from about eight rows on. Right, memory kept: it doubles with the rows.",
+        alt="Two panels against the rows of a micro-batch. Left, time of the step: highest for one row, lowest at a "
+        "medium size or at the largest. Right, memory kept: it doubles with the rows.",
     )
     sizes = [one.micro_batch for one in divisions]
     best = min(one.seconds for one in divisions)
     axes[0].plot(sizes, [one.seconds / best for one in divisions], "o-", color=COLORS["blue"])
-    axes[0].set(ylabel="CPU time / fastest", ylim=(0, None), title="Time of the step")
+    axes[0].set(ylabel="CPU time / fastest", ylim=(0, None), title="Time of the step, median of 3")
     axes[1].plot(sizes, [one.bytes / MIB for one in divisions], "o-", color=COLORS["orange"])
     axes[1].set(ylabel="MiB kept", ylim=(0, None), title="Memory")
     for axis in axes:
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_xlim(min(sizes) / 1.2, max(sizes) * 1.2)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         axis.set_xlabel("rows of a micro-batch")
     return figure
 

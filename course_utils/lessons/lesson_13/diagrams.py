@@ -19,7 +19,7 @@ MEANING = {
     "train_batch_size": "rows of an optimizer step on all ranks",
     "train_micro_batch_size_per_gpu": "rows a rank takes at once",
     "gradient_accumulation_steps": "micro-batches of a step",
-    "gradient_clipping": "largest gradient norm; 0.0: none; left out: 1.0",
+    "gradient_clipping": "largest gradient norm; 0.0: none; do not leave out",
     "zero_allow_untested_optimizer": "admits an optimizer that is not DeepSpeed's",
     "zero_force_ds_cpu_optimizer": "admits it while offloading, too",
     "bf16.enabled": "16-bit weights, fp32 copies for the update",
@@ -50,7 +50,8 @@ def flow() -> Figure:
         "From left to right: model, optimizer and JSON lead to deepspeed.initialize, and that to three columns, the "
         "loop's calls engine(batch), engine.backward and engine.step. Below each call stand what it gives and what the "
         "ranks exchange: in the forward pass stage 3 gathers weights; in the backward pass stages 0 to 2 all-reduce "
-        "gradients and stage 3 reduce-scatters them; in the step stages 1 and 2 gather the updated slices."
+        "gradients, and stage 3 gathers freed weights again and reduce-scatters gradients; in the step, which updates "
+        "a slice of P/N numbers and in stage 0 all P, stages 1 and 2 gather the updated slices."
     )
     figure, axis = canvas(3.9, alt, 100, 46)
     for y, text, color in ((36, "model\n(P weights)", "blue"), (25, "optimizer", "green"), (14, "JSON", "orange")):
@@ -60,8 +61,12 @@ def flow() -> Figure:
     _arrow(axis, (37, 29.5), (42, 29.5))
     calls = (
         ("engine(batch)", "loss of this\nrank's rows", "stage 3: all-gather\nweights, (P,)"),
-        ("engine.backward", "gradients\n(P,)", "0 to 2: all-reduce\n3: reduce-scatter\n(P,)"),
-        ("engine.step", "clip, update its\nslice (P/N,), zero", "1, 2: all-gather\nfresh slices, (P,)"),
+        ("engine.backward", "gradients\n(P,)", "0 to 2: all-reduce\n3: all-gather again,\nreduce-scatter\n(P,)"),
+        (
+            "engine.step",
+            "clip; update slice\n(P/N,), in stage 0\nall (P,); zero",
+            "1, 2: all-gather\nfresh slices, (P,)",
+        ),
     )
     for index, (call, does, moves) in enumerate(calls):
         x = 42 + 20 * index
@@ -94,12 +99,12 @@ def annotated(config: Mapping[str, Any]) -> Figure:
 
 def _lines(config: Mapping[str, Any], path: str = "", depth: int = 0) -> list[tuple[str, str]]:
     found = [] if depth else [("{", "")]
-    for name, value in config.items():
-        key, indent = f"{path}{name}", "  " * (depth + 1)
+    for place, (name, value) in enumerate(config.items(), 1):
+        key, indent, comma = f"{path}{name}", "  " * (depth + 1), "," * (place < len(config))
         if isinstance(value, Mapping) and key not in MEANING:
-            found += [(f'{indent}"{name}": {{', ""), *_lines(value, f"{key}.", depth + 1), (f"{indent}}}", "")]
+            found += [(f'{indent}"{name}": {{', ""), *_lines(value, f"{key}.", depth + 1), (f"{indent}}}{comma}", "")]
         else:
-            found.append((f'{indent}"{name}": {json.dumps(value)}', MEANING.get(key, "")))
+            found.append((f'{indent}"{name}": {json.dumps(value)}{comma}', MEANING.get(key, "")))
     return found + ([] if depth else [("}", "")])
 
 

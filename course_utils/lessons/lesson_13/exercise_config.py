@@ -76,7 +76,7 @@ def _due(run: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
         ("train_batch_size", run["rows"], "Rows of a step on all ranks."),
         ("train_micro_batch_size_per_gpu", run["micro"], "Rows that a rank takes at once."),
         ("gradient_accumulation_steps", run["rows"] // run["micro"] // run["ranks"], batch),
-        ("gradient_clipping", run["max_norm"] or 0.0, "Left out or None, DeepSpeed clips at 1.0: write a number."),
+        ("gradient_clipping", run["max_norm"] or 0.0, "Left out, DeepSpeed 0.19.8 clips at 1.0: write a number."),
         ("bf16.enabled", run["bf16"], "16 bit is switched on by the block bf16, with `enabled`."),
         (f"{zero}stage", run["stage"], "The stage stands inside zero_optimization."),
     ]

@@ -165,7 +165,7 @@ def _check_repaired(got: dict[str, Any], config: dict[str, Any], ranks: int, giv
         raise Wrong(given=given, expected="no scheduler block", got=repr(got["scheduler"]), hint=hint)
     clip = got.get("gradient_clipping")
     if clip is None or isinstance(clip, bool) or clip != 0:
-        hint = "No clipping is wanted. Section 8: what does DeepSpeed do when the line is missing?"
+        hint = "No clipping is wanted. Section 8: what does DeepSpeed do today when the line is missing?"
         raise Wrong(given=given, expected="a JSON that does not clip", got=f"gradient_clipping {clip!r}", hint=hint)
     zero, old = got["zero_optimization"], config["zero_optimization"]
     if zero.get("stage") != old["stage"] or zero.get("overlap_comm") != old["overlap_comm"]:

@@ -83,7 +83,7 @@ def distances(
         "One dot a way of training, on a logarithmic axis: the largest difference of a final weight to one process. "
         f"{'All but one' if len(beyond) == 1 else 'All'} lie left of their bounds, at the size of float32 rounding, "
         "with hardly a difference between them."
-        + "".join(f" {name}, in red, lies right of its bound, far from the others." for name in beyond)
+        + "".join(f" {name}, in red, lies right of its bound, a dotted mark." for name in beyond)
     )
     figure, axis = new_figure(height=0.9 + 0.27 * len(rows), alt=alt)
     floor = 1e-8
@@ -91,7 +91,8 @@ def distances(
         inside = value <= bound
         color = COLORS["blue"] if inside else COLORS["red"]
         axis.plot(max(value, floor), place, "o", color=color, markersize=7, clip_on=False)
-        axis.plot([bound, bound], [place - 0.35, place + 0.35], color="black", linewidth=1.6)
+        style = "-" if inside else ":"
+        axis.plot([bound, bound], [place - 0.35, place + 0.35], style, color="black", linewidth=1.6)
         if value == 0:
             axis.text(floor * 1.6, place, "equal, bit for bit", fontsize=9.5, va="center", color="#444444")
     axis.set_xscale("log")
@@ -144,9 +145,10 @@ def volumes(parts: Mapping[str, Mapping[str, float]]) -> Figure:
         parts: way of training -> collective -> model sizes moved.
     """
     alt = (
-        "Stacked bars of what a step moves, in model sizes. Data parallel two; ZeRO-1 and ZeRO-2 of DeepSpeed three, "
-        "an all-reduce and an all-gather; ZeRO-3 and FSDP2 two where weights are kept after the forward pass, a "
-        "reduce-scatter and an all-gather; FSDP2 three where they are freed and gathered again, ZeRO-3 more than that."
+        "Stacked bars of what a step of one micro-batch moves, in model sizes. Data parallel two; ZeRO-1 and ZeRO-2 of "
+        "DeepSpeed three, an all-reduce and an all-gather; ZeRO-3 and FSDP2 two where weights are kept after the "
+        "forward pass, a reduce-scatter and an all-gather; FSDP2 three where they are freed and gathered again, "
+        "ZeRO-3 more than that."
     )
     figure, axis = new_figure(height=0.9 + 0.36 * len(parts), alt=alt)
     colors = {"all-reduce": COLORS["orange"], "reduce-scatter": COLORS["sky"], "all-gather": COLORS["blue"]}
@@ -162,7 +164,9 @@ def volumes(parts: Mapping[str, Mapping[str, float]]) -> Figure:
         axis.barh(0, 0, color=color, label=kind)
     axis.set_yticks(range(len(names)), names, fontsize=10.5)
     most = max(sum(part.values()) for part in parts.values())
-    axis.set(xlabel="model sizes moved in a step", xlim=(0, 1.15 * most), ylim=(-0.6, len(names) + 0.3))
+    axis.set(
+        xlabel="model sizes moved in a step of one micro-batch", xlim=(0, 1.15 * most), ylim=(-0.6, len(names) + 0.3)
+    )
     axis.legend(ncols=3, loc="upper left", fontsize=10)
     axis.grid(axis="y", visible=False)
     return figure

@@ -226,7 +226,12 @@ def on_eight(model: str) -> dict[str, Plan]:
 def offload_plans(model: str) -> dict[str, Plan]:
     """ZeRO-3 as it is, with the optimizer in host memory, and with the parameters there too."""
     found = on_eight(model)
-    return {name: found[name] for name in ("ZeRO-3", "ZeRO-3 + optimizer offload", "ZeRO-3 + offload")}
+    names = {
+        "ZeRO-3": "ZeRO-3",
+        "ZeRO-3, optimizer offloaded": "ZeRO-3 + optimizer offload",
+        "ZeRO-3, all offloaded": "ZeRO-3 + offload",
+    }
+    return {name: found[own] for name, own in names.items()}
 
 
 WAYS = {
