@@ -104,8 +104,7 @@ def operators(trace: Trace, most: int = 9) -> Figure:
     for place, one in enumerate(top):
         product = any(word in one.name for word in ("mm", "attention", "bmm"))
         axis.barh(-place, one.seconds / total, color=COLORS["blue" if product else "orange"], height=0.7)
-        calls = f"{one.calls} call{'s' if one.calls != 1 else ''}"
-        axis.text(one.seconds / total + 0.005, -place, calls, va="center", fontsize=9.5)
+        axis.text(one.seconds / total + 0.005, -place, f"called {one.calls}x", va="center", fontsize=9.5)
     axis.set_yticks([-place for place in range(len(top))], [one.name.removeprefix("aten::") for one in top])
     axis.set(xlabel="share of all operators' own time", title="Top operators (blue: matrix products)")
     axis.set_xlim(0, 1.18 * top[0].seconds / total)
@@ -266,8 +265,7 @@ def memory(found: Mapping[str, Kept]) -> Figure:
 def trade(divisions: Sequence[Division]) -> Figure:
     """A step of fixed rows by the size of its micro-batches: time and memory."""
     figure, axes = new_figure(
-        1,
-        2,
+        *(1, 2),
         height=2.9,
         alt="Two panels against the rows of a micro-batch. Left, time of the step: highest for one row, lowest at a "
         "medium size or at the largest. Right, memory kept: it doubles with the rows.",
@@ -281,9 +279,8 @@ def trade(divisions: Sequence[Division]) -> Figure:
     for axis in axes:
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.set_xlim(min(sizes) / 1.2, max(sizes) * 1.2)
-        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
-        axis.set_xlabel("rows of a micro-batch")
+        limits = {"xlim": (min(sizes) / 1.2, max(sizes) * 1.2), "ylim": (0, 1.05 * axis.get_ylim()[1])}
+        axis.set(xlabel="rows of a micro-batch", **limits)
     return figure
 
 
