@@ -86,7 +86,7 @@ teach.show(diagrams.shuffle_buffer())
 # for a buffer of 100 and for one of 3,000.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
-# ## Padding: harmless for the result, pure waste
+# ## Padding: harmless behind the mask, pure waste
 #
 # ```python
 # batch = DataCollatorWithPadding(tokenizer)(rows)
@@ -133,7 +133,7 @@ teach.show(diagrams.shuffle_buffer())
 # - `DataCollatorForSeq2Seq(pad_to_multiple_of=8)` does both sides
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The notebook trains both versions with three seeds: the wrong one reports a far lower loss and is worse on real
+# The notebook trains both versions with five seeds: the wrong one reports a far lower loss and is worse on real
 # tokens. With padding set to the end token, the library's own collator leaves no row an end to learn. Exercise 02.3
 # adds the prompt, which lesson 10 needs.
 
@@ -178,8 +178,8 @@ teach.show(figures.span_corruption(tokens, spans, *corrupt_spans(tokens, spans, 
 teach.show(diagrams.label_shift(tokens[:7]))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Labels are the input ids. What the model says at a position is compared with the label one place on. Shifting them in
-# the collator too is one of the four faults of exercise 02.5.
+# Labels are the input ids. What the model says at a position (arrow) is compared with the label one place on. Shifting
+# them in the collator too is one of the four faults of exercise 02.5.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Packing: several documents in one row
@@ -193,9 +193,9 @@ teach.show(diagrams.label_shift(tokens[:7]))
 # > Packed loss = unpacked loss, within rounding.
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# If the packed loss is a bit lower, that is not good news: the documents see each other, or the targets differ. The
-# notebook claims equality within 1e-5, and that two broken rules are seen. Positions: learned ones must restart; rotary
-# ones are relative and would not notice, but the library finds the documents by them.
+# If the packed loss is a bit lower at the same weights, that is not good news: the documents see each other, or the
+# targets differ. The notebook claims equality within 1e-5, and that rules two and three, broken, are seen. Positions:
+# learned ones must restart; rotary ones are relative and would not notice, but the library finds the documents by them.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Who may look at whom
@@ -229,7 +229,7 @@ teach.claim("grouping and packing: over 1.5 times as fast as dynamic padding", g
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Measured while this deck was built: same data set, same model, the strategies take turns. The shares are exact, the
 # gains belong to the machine. A count of positions predicts the red diamond; with the part of a step that does not grow
-# with the batch, the black mark. The rest is how well the machine is used.
+# with the batch, the black mark. What explains the rest was not measured.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Split by what will be new
@@ -262,8 +262,9 @@ teach.claim("fine-tuning shows no gain", all(abs(mean) < half for _, mean, half 
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # From bench/bench_pretraining.py: three seeds, each with its own pretraining. Squares are means, bars two standard
-# errors from the 2,500 test rows. Word weights stay ahead of the probe. The text leaves out the test sentences' files:
-# with them, hundreds of test sentences had been read before. The notebook pretrains a smaller encoder.
+# errors from the 2,500 test rows only; seeds scatter further. Word weights stay ahead of the probe. The text leaves out
+# the test sentences' files: with them, hundreds of test sentences had been read before. The notebook pretrains a
+# smaller encoder.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Checks that would have caught it

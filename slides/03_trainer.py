@@ -173,8 +173,8 @@ title = "evaluate: predictions first, metrics once at the end"
 teach.show(figures.timeline(recorded.inside("evaluate"), title))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# prediction_step once per batch, without gradients. The loop collects logits and labels; compute_metrics sees all
-# rows at once, so nothing averages batch averages. It also means that all logits must fit: lesson 04. Without
+# prediction_step once per batch, without gradients. The loop collects logits and labels; compute_metrics sees all rows
+# at once, so by default nothing averages batch averages. It also means that all logits must fit: lesson 04. Without
 # compute_metrics the loop keeps the losses only.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
@@ -279,7 +279,8 @@ teach.claim("the best is not the last", middle, when=max_steps >= 200 and source
 # A short run on 1,500 rows, made when this deck was built; the lesson's takes 400 steps on 3,000. It learns its rows by
 # heart: the validation loss turns before accuracy and macro-F1 stop growing. The lesson compares on the test rows,
 # three seeds. Lowest loss minus last: lower loss, lower macro-F1, both intervals clear of zero. Highest macro-F1 beats
-# lowest loss in macro-F1 at each seed; against the last its intervals hold zero. Choose by the metric that judges you.
+# lowest loss in macro-F1 at each seed; against the last nothing is measurable: its intervals hold zero. Choose by the
+# metric that judges you.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which checkpoints stay
@@ -288,12 +289,12 @@ teach.claim("the best is not the last", middle, when=max_steps >= 200 and source
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input", "nbval-ignore-output"] jupyter={"source_hidden": true}
 teach.show(figures.checkpoints_on_disk(notes.kept, notes.best))
-teach.claim("never more than two", max(map(len, notes.kept.values())) <= 2)
+teach.claim("after each save at most two", max(map(len, notes.kept.values())) <= 2)
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# save_total_limit=2: the newest and the best. The best is never deleted. load_best_model_at_end loads the best
-# evaluated checkpoint only if that step was saved; otherwise an earlier one that was best when it was saved, or
-# nothing. So save at every evaluation, or use save_strategy="best".
+# save_total_limit=2: the newest and the best; during a save there are three. The best is never deleted.
+# load_best_model_at_end loads the best evaluated checkpoint only if that step was saved; otherwise an earlier one that
+# was best when it was saved, or nothing. So save at every evaluation, or use save_strategy="best".
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Resume: the same run, bit for bit
@@ -304,7 +305,7 @@ teach.claim("never more than two", max(map(len, notes.kept.values())) <= 2)
 #
 # | missing | what happens |
 # |---|---|
-# | `optimizer.pt`, `scheduler.pt` | both restart, no error |
+# | `optimizer.pt` or `scheduler.pt` | both restart, no error |
 # | `rng_state.pth` | other dropout, other weights, no error |
 # | `model.safetensors`, `trainer_state.json` | an error |
 #
@@ -359,9 +360,9 @@ teach.show(figures.hidden_nan(logs, 18))
 teach.claim("filtered, a dead model logs a loss of 0", logs["filter on, the default"][-1][1] == 0)
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# The loss of step 18 is NaN; from then on every weight is. logging_nan_inf_filter=True, the default, puts a number
-# made of the losses since the last log in its place; after the next log there are none: it adds zeros. A loss of 0
-# looks like a triumph. Switch the filter off in every run.
+# The loss of step 18 is NaN, so is the gradient norm; clipping spreads it, and from then on every weight is NaN.
+# logging_nan_inf_filter=True, the default, puts a number made of the losses since the last log in its place; after the
+# next log there are none: it adds zeros. A loss of 0 looks like a triumph. Switch the filter off in every run.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Bugs that raise nothing, and their checks

@@ -169,7 +169,7 @@ teach.show(figures.creep([round(0.5 + 0.004 * number, 3) for number in range(10)
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## What does stopping give? Three seeds
 #
-# The rule you stop by decides which score you get.
+# Stopping by the loss makes the fewest steps; what that costs is on the next slide.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 rules = {"no stop": (None, True), "by loss": ("eval_loss", False), "by macro-F1": ("eval_macro_f1", True)}

@@ -204,7 +204,7 @@ for quiet in (True, False):
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Five ways, the same bits
 #
-# Bars are distances from one process: zero is bitwise, small is another order of sums.
+# Distances from one process: zero is bitwise, small is another order of sums.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 names = {

@@ -87,7 +87,7 @@ teach.show(figures.bytes_per_rank(held, {runs.NAMES[stage]: runs.predicted(P, 2,
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The JSON, line by line
 #
-# Three batch numbers must multiply: give two, and the third is computed.
+# Give two of the three batch numbers; the third is computed.
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 teach.show(figures.annotated(runs.LARGER))

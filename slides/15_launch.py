@@ -62,7 +62,7 @@ place = Path(scratch.name) / "launch"
 # )
 # ```
 #
-# What cannot be is one sentence, before any work:
+# Impossible values are refused in one sentence, before any work:
 
 # %% slideshow={"slide_type": "-"} tags=["hide-input"] jupyter={"source_hidden": true}
 for changes in ({"strategy": "zero4"}, {"global_batch": 100}, {"strategy": "zero2", "offload": "all"}):
@@ -408,9 +408,9 @@ scratch.cleanup()
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Run section 7 live; it takes a few seconds. The program writes down what its ranks see, because exit code 0 proves
 # nothing. Each rank holds half of the weights and half of the moments, exactly what the planner says. Equal losses,
-# within 1e-4, across two strategies, two launchers and an interruption: in fp32 sharding changes where numbers live,
-# not what they are. It says nothing of bf16, of NCCL or a network. On the real cluster look at the same four in the
-# first minute: world size, wrapper, shard, batch.
+# within 1e-4, across two strategies, two launchers and an interruption: in fp32 sharding changes where numbers live and
+# the order of sums, no more. It says nothing of bf16, of NCCL or a network. On the real cluster look at the same four
+# in the first minute: world size, wrapper, shard, batch.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The last cell writes your run

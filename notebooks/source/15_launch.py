@@ -14,7 +14,7 @@
 # # 15 · Launch: from this notebook to a cluster
 #
 # Your training program works. Now it has to run on sixteen GPUs in two machines, and every hour costs money. Two
-# things go wrong on that way. The run does not fit, which you learn after an hour in the queue. Or it trains, ends
+# things can go wrong. The run does not fit, which you learn after an hour in the queue. Or it trains, ends
 # with exit code 0, and was never the run you asked for. Both can be known beforehand, on a laptop.
 #
 # **You will be able to**
@@ -45,7 +45,7 @@ global_batch = 64  # sequences per optimizer step, over all GPUs
 sequence_length = 2048  # tokens
 checkpointing = False  # recompute activations in the backward pass
 price = None  # $ for one GPU and hour
-arguments = ["--train_file=data/train.jsonl"]  # of your program: first its data
+arguments = ["--train_file", "data/train.jsonl"]  # of your program: first its data
 more = {}  # other fields of the spec: {"network": 50.0, "partition": "gpu"}
 folder = "launch"  # where the last cell writes the launch files
 
@@ -101,8 +101,8 @@ for sentence in own_sentences()[:2]:
 
 # %% [markdown]
 # The number to watch is the **effective batch**: sequences per optimizer step, micro-batch x accumulation x GPUs. It
-# must be the same in every file. The spec computes what is missing (here the accumulation), and refuses what cannot
-# be. Then comes your own spec:
+# must be the same in every file. The spec computes what is missing (here the accumulation), and refuses impossible
+# values. Then comes your own spec:
 
 # %%
 from course_utils.launch import SpecError
@@ -186,8 +186,9 @@ for name, size in per_parameter.items():
 teach.claim("the planner says the same within 0.1%", max(off) < 1e-3)
 
 # %% [markdown]
-# A GPU of our kind has about 80 GiB: DDP is out before a single activation is stored. Two ways out remain: states wait
-# in the machine's own memory (**offload**), or **LoRA** freezes the weights and trains small matrices beside them.
+# A GPU of our kind has about 80 GiB: DDP is out before a single activation is stored. Besides sharding, two ways
+# remain: states wait in the machine's own memory (**offload**), or **LoRA** freezes the weights and trains small
+# matrices beside them.
 #
 # ### What comes and goes
 #
@@ -206,7 +207,8 @@ teach.claim("the planner says the same within 0.1%", max(off) < 1e-3)
 # `use_liger_kernel=True` computes the loss in pieces and never holds all logits.
 #
 # Activations are gone when gradients are complete. So the planner gives four moments of a step; the largest counts.
-# (`first layer` is an upper bound: FSDP2 frees whole gradients while it makes shards of them.)
+# (`first layer` is an upper bound: FSDP2 frees whole gradients while it makes shards of them.) The **margin** is an
+# assumption: 0.8 GiB for CUDA and NCCL, 5% for fragmentation. The network, too: 400 GB/s per machine, usual for H100s.
 
 # %%
 from course_utils.launch.planner.report import plan_table
@@ -224,8 +226,7 @@ teach.claim("logits: 12 bytes a score", at_loss["logits"] == scores)
 teach.claim("whole gradients: only with accumulation", whole == {1: 0, 4: 2 * psi})
 
 # %% [markdown]
-# The **margin** is an assumption: 0.8 GiB for CUDA and NCCL, 5% for fragmentation. Now the strategies, those that fit
-# first, the fastest on top (one more comes in section 3):
+# Now the strategies, those that fit first, the fastest on top:
 
 # %%
 from course_utils.launch import strategies
@@ -237,9 +238,9 @@ teach.claim("only DDP does not fit", names == ["DDP"])
 
 # %% [markdown]
 # DDP also holds 16-bit copies of the weights, and **buckets**: a second copy of the gradients, which is sent. Where a
-# run does not fit, the planner searches for the cheapest change: a smaller micro-batch, more sharding, checkpointing,
-# offload, more machines, LoRA, in this order. `reshard_after_forward=False` keeps gathered weights until the backward
-# pass: less is sent than under plain FSDP2, and less stays free.
+# run does not fit, the planner takes the first change that helps: a smaller micro-batch, more sharding (from little to
+# much), checkpointing, offload, more machines, LoRA. `reshard_after_forward=False` keeps gathered weights until the
+# backward pass: it sends less than plain FSDP2, so it is tried before it. Plain FSDP2 leaves more room (figure above).
 
 # %%
 print(verdict(plan(example.but(strategy="ddp"))))
@@ -370,15 +371,17 @@ print(comparison_table(estimates))
 
 # %% [markdown]
 # Read the last column first. `accelerate estimate-memory` knows the model and nothing of the run: its answer is the
-# same for DDP, which needs several times as much. DeepSpeed's estimator takes 18 bytes per parameter, sharded, and one
-# gathered layer. Ours says 20 at the update: $2 + 2 + 12$, and the gradients cast to fp32. Close, and both without a
-# single activation, which is most of this run. Neither tool says whether the run fits.
+# same for DDP, which needs several times as much. (It is 8 bytes a parameter: AdamW's moments.) DeepSpeed's estimator
+# takes 18 bytes per parameter, sharded, and what it calls a layer, the largest single matrix in fp32 (here the
+# vocabulary's; its host memory is that matrix for eight ranks, and half as much again). Ours says 20 at the update: $2
+# + 2 + 12$ as in section 2's table, and the gradients cast to fp32. Close, and both without a single activation, which
+# is most of this run. Neither tool says whether the run fits.
 
 # %%
 whole, state_only, accelerate_says, deepspeed_says = (one.gpu for one in estimates)
 print("planned / DeepSpeed's estimate:", round(whole / deepspeed_says, 1))
 by_hand = 4 * of_vocabulary + 18 * psi // gpus
-teach.claim("DeepSpeed's is 18 bytes and a layer", deepspeed_says == by_hand)
+teach.claim("DeepSpeed's: 18 bytes and the largest matrix", deepspeed_says == by_hand)
 teach.claim("the run needs over twice that", whole > 2 * deepspeed_says)
 ours = state_only / (20 * psi / gpus)
 teach.claim("our state at the update: 20 bytes", abs(ours - 1) < 1e-3)
@@ -414,14 +417,14 @@ least, most = mfu.published_range(example.gpu)
 teach.claim("0.4 lies inside the published range", least < example.mfu < most)
 
 # %% [markdown]
-# Measure your first hundred steps, and put your own number into the spec. (`mfu.py` names the sources row by row.
-# "Tokens" is the length of a sequence.)
+# For an 8B model 0.4 is optimistic: the Llama 8B rows, with recomputing, lie lower. Measure your first hundred steps,
+# and put your own number into the spec. (Sources: `mfu.py`. "Tokens" is the length of a sequence.)
 #
 # ### Communicating
 #
-# What one GPU sends in a step of four micro-batches, in bytes per parameter, and during which computing it can be
-# sent. Hybrid sharding (**HSDP**, `replicas=2`) shards inside each machine and only adds up gradients between them. GiB
-# are what really leaves the GPU: $(n-1)/n$ of a collective of $n$ ranks, 8 for HSDP's shards and 16 for FSDP2's.
+# What one GPU sends, summed over a step's four micro-batches, in bytes per parameter, and during which computing it can
+# be sent. Hybrid sharding (**HSDP**, `replicas=2`) shards inside each machine and only adds up gradients between them.
+# GiB are what really leaves the GPU: $(n-1)/n$ of a collective of $n$ ranks, 8 for HSDP's shards and 16 for FSDP2's.
 
 # %%
 from course_utils.launch.planner.report import traffic_table
@@ -445,7 +448,7 @@ print(traffic_table(fast))
 #
 # ### Overlap: what hides, and what sticks out
 #
-# While one layer computes, another one's numbers can travel. What counts is what does *not* hide. The rule: **a
+# While one layer computes, another one's numbers can travel. The rule: **a
 # gradient is complete only in the last backward pass**. What is reduced once per step can only hide behind that one
 # pass, however many micro-batches came before. Three plans on a network of 12.5 GB/s (100 Gbit/s) per machine:
 
@@ -502,19 +505,19 @@ teach.check("15.1", prediction)
 
 # %% [markdown]
 # Read such numbers as a comparison, not as a promise: the planner knows nothing of data loading, slow ranks or a
-# congested network. On the same machines the fastest strategy is also the cheapest.
+# congested network.
 
 # %% [markdown]
 # ### Deeper: Exercise 15.2 · vary
 #
 # Plan a 7B model on two machines with a network half as fast as the slow one. The run is given. Choose among
-# `strategy`, `replicas`, `micro_batch`, `offload`, `checkpointing` and `reshard_after_forward`, so that it fits and is
-# within 3% of the fastest plan there is.
+# `strategy`, `replicas`, `micro_batch`, `offload` ("none", "optimizer", "all"), `checkpointing` and
+# `reshard_after_forward`, so that it fits and is within 3% of the fastest plan there is.
 
 # %%
 from course_utils.lessons.lesson_15.exercises import SEVEN_B
 
-print(SEVEN_B)
+print(SEVEN_B)  # a plan of it: plan(Spec(**SEVEN_B | {"micro_batch": 1}))
 
 
 # %%
@@ -614,7 +617,8 @@ step_time = fastest(lambda: tiny(input_ids=ids, labels=ids).loss.backward())
 square = torch.randn(1024, 1024)
 cpu_peak = 2 * 1024**3 / fastest(lambda: square @ square)
 reached = per_step / step_time
-print(f"peak {cpu_peak / 1e9:.0f} GFLOP/s, reached {reached / 1e9:.0f}")
+peaks = f"peak {cpu_peak / 1e9:.0f} GFLOP/s, reached {reached / 1e9:.0f}"
+print(f"{peaks}: MFU {reached / cpu_peak:.2f}")
 teach.claim("a tiny model stays below the peak", reached < cpu_peak)
 
 # %% [markdown]
@@ -651,6 +655,7 @@ def excerpt(name, first, last, texts=files):
 
 excerpt("torchrun.sh", "NODE_RANK=", "MASTER_PORT=")
 excerpt("torchrun.sh", "command=(", '"--master-port')
+# $dollars: two dollar signs for one, which torchrun would replace
 excerpt("torchrun.sh", "--per_device_train_batch_size", '"--fsdp_config')
 
 # %% [markdown]
@@ -666,7 +671,7 @@ excerpt("torchrun.sh", "--per_device_train_batch_size", '"--fsdp_config')
 
 # %%
 def node_command(hosts, gpus, me, port):
-    """hosts: names, machine 0 first; gpus: of one machine;
+    """hosts: names without a domain, machine 0 first; gpus: of one machine;
 
     me: this machine, perhaps with its domain: "gpu-b.cluster.local".
     Returns ["torchrun", ...].
@@ -818,7 +823,7 @@ teach.claim("only FSDP1 is called deprecated", deprecated == ["fsdp1"])
 from course_utils.lessons.lesson_15 import faults
 
 found, heard = faults.gallery()
-print(faults.gallery_table(found))
+print(faults.gallery_table(found))  # "the ranks": not started here, but on record
 teach.claim("each is noticed by the check", not any(r.same for r in found.values()))
 teach.claim("no tool said a word", heard == [])
 
@@ -850,7 +855,8 @@ teach.check("15.4", repair_accelerate)
 #
 # Such settings are collected in `course_utils/launch/spec/silent.yaml`: what, since which version, how it shows, the
 # cure, the source. `python -m course_utils.launch explain FILE` finds them in any file, without a spec and without
-# executing it. The eight of section 6 (a file without a version is not wrong by itself; that FSDP1 comes of it is):
+# executing it. The eight of section 6 (a file without a version is not wrong by itself; that FSDP1 comes of it is.
+# TrainingArguments warns of FSDP1, `accelerate launch` does not: hence no word in section 6):
 
 # %%
 print(faults.cures())
@@ -912,8 +918,8 @@ teach.check("15.5", repair_fsdp)
 # ### Deeper: Exercise 15.6 · debug
 #
 # 2 machines with 8 GPUs each, micro-batch 4, accumulation 2, ZeRO-3, the optimizer's state in host memory, gradients
-# clipped at the Trainer's 1.0. The Trainer starts it and fills in `"auto"` where it has an argument. Repair the
-# DeepSpeed JSON.
+# clipped at the Trainer's 1.0. The Trainer starts it and fills in `"auto"` where it has an argument. Repair what stands
+# in the DeepSpeed JSON; no other key is needed.
 
 # %%
 print(json.dumps(DEEPSPEED.written, indent=2))
@@ -974,7 +980,7 @@ teach.check("15.7", my_file)
 # %% [markdown]
 # ## 7 · Run here what you will run there
 #
-# A check of settings is no run. Before paying for sixteen GPUs, start the *generated files* with two processes on this
+# Before paying for sixteen GPUs, start the *generated files* with two processes on this
 # machine: the same scripts and strategy, a tiny model, `gloo` instead of NCCL. (accelerate considers FSDP and DeepSpeed
 # on GPUs only; a small `sitecustomize.py` makes it do so here.) The program is the one that all files start,
 # `course_utils/recipes/finetune.py`; its data are sentences of the training split.
@@ -1018,7 +1024,7 @@ teach.claim("the shards are the plan's", held == ([weights] * 2, [moments] * 2))
 # %% [markdown]
 # ### Pre-emption: stopped, and started again
 #
-# Clusters take machines back (**pre-emption**): the time limit is over, a more urgent job arrives. The warning is a
+# A run loses its machines: to a more urgent job (**pre-emption**), or when its time limit is over. The warning is a
 # signal some seconds ahead. To **requeue** is to put the job into the queue again, under its number. Each time that it
 # has its machines is a **stay**:
 
@@ -1028,9 +1034,9 @@ teach.show(figures.requeue())
 # %% [markdown]
 # The signal must *reach* the ranks: the launcher would die of it, so the script passes it on. The handler only sets a
 # flag; at the end of the step all ranks agree, save a checkpoint and end with code 0, or the cluster takes it for a
-# failure. The same command must go on from the last *complete* checkpoint. Here `stop_after_a_checkpoint` stops FSDP2
-# under torchrun as a cluster would; then the same files start once more (the checkpoint carries the first stay's
-# losses):
+# failure. The same command must go on from the last *complete* checkpoint. Here `stop_after_a_checkpoint` sends SIGTERM
+# to the `torchrun.sh` of FSDP2, as a cluster would; then the same files start once more (the checkpoint carries the
+# first stay's losses):
 
 # %%
 stopped = rehearsal.but(strategy="fsdp2", output_dir="runs/stopped")
@@ -1048,16 +1054,16 @@ worst = max(abs(loss - whole_run[step]) for step, loss in in_two.items())
 teach.claim("24 losses equal ZeRO-3's within 1e-4", worst < 1e-4 and len(in_two) == 24)
 
 # %% [markdown]
-# Two strategies, two launchers, one of them interrupted: the same losses. In fp32 sharding changes where numbers live,
-# not what they are; in bf16 strategies add up gradients in different types. This checks program, files and resuming on
-# one machine, and nothing of NCCL, a network or more ranks: look again in the first minute on the cluster. (There the
-# scripts start `preflight.py` before training: is every rank there, alike, and as fast as planned?)
+# Two strategies, two launchers, one of them interrupted: the same losses. In fp32 sharding changes where numbers live
+# and the order of sums, no more; in bf16 strategies add up gradients in different types. This checks program, files and
+# resuming on one machine, and nothing of NCCL, a network or more ranks: look again in the first minute on the cluster.
+# (There the scripts start `preflight.py` before training: is every rank there, alike, and as fast as planned?)
 #
 # ### Exercise 15.8 · debug
 #
 # A run on 16 GPUs ended with code 0. Below are what was asked, its `run.json` and its log, then lines that other runs
-# left behind. Write `diagnose`, which names what went wrong with *any* run, by a short name in `CAUSES`; if several
-# things differ, the one that explains the others.
+# left behind (`#`: our remarks). Write `diagnose`, which names what went wrong with *any* run, by a short name in
+# `CAUSES`; if several apply, the first.
 
 # %%
 from course_utils.lessons.lesson_15 import exercises_run
@@ -1070,7 +1076,7 @@ print(*(f"{name:7} {meaning}" for name, meaning in CAUSES.items()), sep="\n")
 
 # %%
 def diagnose(asked, run, log):
-    """asked, run: dicts as above; log: text, of both stays if there were two.
+    """asked, run: dicts with all keys above; log: text, of both stays if two.
 
     Returns a key of CAUSES.
     """
@@ -1253,7 +1259,7 @@ of_lightning = with_lightning(Classifier(fresh_model()), [LightningWatch()])
 print("steps:", len(of_lightning.losses))
 
 
-# %%
+# %% tags=["nbval-ignore-output"]
 def differences(module):
     """Largest difference to the Trainer, of the losses and of the final weights."""
     losses = [value for _, value in logged(of_trainer, "loss")]
@@ -1265,6 +1271,7 @@ def differences(module):
 
 
 in_losses, in_weights = differences(of_lightning)
+print(f"largest difference: losses {in_losses:.0e}, weights {in_weights:.0e}")
 teach.claim("losses equal within 1e-5", in_losses < 1e-5)
 teach.claim("final weights within 1e-4", in_weights < 1e-4)
 
@@ -1296,7 +1303,8 @@ with_lightning(asleep, [])
 teach.claim("Lightning trained it without dropout", not asleep.model.training)
 
 # %% [markdown]
-# So the choice is about code and features, not about training. The time of a step, the median:
+# So the choice is about code and features, not about training. The time of a step, the median of one run: on a machine
+# that also does other work a difference decides nothing, and the claim catches gross faults only.
 
 # %% tags=["nbval-ignore-output"]
 import itertools
@@ -1346,14 +1354,14 @@ teach.claim("a loss of 2.0 counts 0.5", part.closure_loss.item() == 0.5)
 #
 # ### Exercise 15.9 · write
 #
-# What this lesson was for. Somebody ordered the run below, in precision `bf16`, all weights trained. Decide the rest
-# of the spec (`strategy`, `replicas`, `micro_batch`, `offload`, `checkpointing`, `reshard_after_forward`), so that it
-# fits and trains at 90% of the fastest plan's speed or more; `write` its files into `folder`; return the spec.
+# Somebody ordered the run below, in precision `bf16`, all weights trained. Decide the rest of the spec (`strategy`,
+# `replicas`, `micro_batch`, `offload`, `checkpointing`, `reshard_after_forward`), so that it fits and trains at 90% of
+# the fastest plan's speed or more; `write` its files into `folder`; return the spec.
 
 # %%
 from course_utils.lessons.lesson_15.exercises_run import ORDER
 
-print(ORDER)
+print(ORDER)  # time_limit: minutes of one stay; a longer run is queued again
 
 
 # %%
@@ -1452,6 +1460,7 @@ written, resolved = check_in(root, yours, folder)
 where = "one folder above this notebook" if root != Path.cwd() else "here"
 print(f"{folder}/ ({where})")
 print(*(f"├── {path.name}" for path in written), sep="\n")
+# {} and []: nothing asked for, nothing found
 print(f"\n{verdict(plan(yours))}\n\n{table(summary(resolved))}\n")
 teach.show(figures.strategy_memory(strategies(yours)))
 teach.claim("all settings are as asked", all(row.same for row in resolved))

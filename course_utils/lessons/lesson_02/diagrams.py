@@ -69,8 +69,8 @@ def label_shift(tokens: list[str]) -> Figure:
         10.4,
         3.1,
         2.3,
-        "Two rows of boxes. Above, the tokens that the model reads; below, what it must predict at each position: the "
-        "token one place further right, so each arrow leads down from the next token. The last position has no target.",
+        "Two rows of boxes. Above, the tokens that the model reads; an arrow leads down from each to what must be "
+        "predicted there: the token that stands one place further right above. The last position has no target.",
     )
     width = 10.0 / len(tokens)
     for place, token in enumerate(tokens):
@@ -80,14 +80,14 @@ def label_shift(tokens: list[str]) -> Figure:
         _box(
             axis, x, 0.35, width - 0.15, 0.6, tokens[place + 1] if follows else "none", "orange" if follows else "grey"
         )
-        if place:
-            _arrow(axis, (x + 0.3 * width, 1.8), (x - 0.4 * width, 1.0))
-    axis.text(0.2, 2.6, "read: input_ids = labels", fontsize=11, fontweight="bold")
-    axis.text(0.2, 0.0, "predicted at this position: the model shifts the labels itself", fontsize=11)
+        if follows:
+            _arrow(axis, (x + 0.5 * (width - 0.15), 1.8), (x + 0.5 * (width - 0.15), 1.0))
+    axis.text(0.2, 2.6, "the model reads (input_ids; the labels passed are the same)", fontsize=11, fontweight="bold")
+    axis.text(0.2, 0.0, "and must predict: the next label. The model makes this shift itself.", fontsize=11)
     return figure
 
 
-def shuffle_buffer(stream: int = 14, buffer: int = 4) -> Figure:
+def shuffle_buffer(stream: int = 11, buffer: int = 4) -> Figure:
     """How a stream is shuffled: a random row of the buffer goes out, the next row of the stream comes in."""
     figure, axis = _canvas(
         10.4,
@@ -96,8 +96,9 @@ def shuffle_buffer(stream: int = 14, buffer: int = 4) -> Figure:
         "A stream of numbered rows on the left flows into a small buffer; one row of the buffer, drawn at random, goes "
         "out, and the next row of the stream takes its place. A row far back in the stream cannot come out early.",
     )
-    for place in range(7):
-        _box(axis, 0.2 + 0.52 * (6 - place), 1.3, 0.45, 0.55, str(buffer + place), "grey", 10)
+    waiting = stream - buffer
+    for place in range(waiting):
+        _box(axis, 0.2 + 0.52 * (waiting - 1 - place), 1.3, 0.45, 0.55, str(buffer + place), "grey", 10)
     axis.text(0.2, 2.15, f"stream, row {buffer} next", fontsize=11, fontweight="bold")
     _arrow(axis, (3.85, 1.57), (4.6, 1.57))
     for place in range(buffer):
@@ -106,5 +107,5 @@ def shuffle_buffer(stream: int = 14, buffer: int = 4) -> Figure:
     _arrow(axis, (5.55, 1.25), (5.55, 0.65))
     _box(axis, 5.33, 0.05, 0.45, 0.55, "1", "orange", 10)
     axis.text(5.95, 0.3, "out: any of these, at random", fontsize=11, va="center")
-    axis.text(7.15, 1.57, f"row {stream - 1} must wait: it is not in the buffer", fontsize=11, va="center")
+    axis.text(7.15, 1.57, f"row {stream - 1} must wait:\nit is not in the buffer", fontsize=11, va="center")
     return figure

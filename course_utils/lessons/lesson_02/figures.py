@@ -35,6 +35,7 @@ __all__ = [
 _PADDING = "#C9C9C9"
 _SHADES = ("#0072B2", "#56B4E9", "#1B4F72")  # neighbouring documents of a packed row
 _FONT_WIDTH = 0.14  # of a monospaced character, in the boxes' unit
+_MOST_UNITS = 13.0  # a wider row of boxes gets smaller letters
 
 
 def token_grids(batches: dict[str, list[np.ndarray]], width: int) -> Figure:
@@ -108,10 +109,10 @@ def padding_and_speed(padding: dict[str, float], measured: dict[str, Speed]) -> 
     for place, name in enumerate(names):
         left.annotate(f"{padding[name]:.0%}", (100 * padding[name], place), (4, 0), va="center", fontsize=11,
                       textcoords="offset points")  # fmt: skip
-    left.set(xlabel="padding (% of all positions)", xlim=(0, 100), title="What is wasted")
+    left.set(xlabel="padding (% of the data set's positions)", xlim=(0, 100), title="What is wasted")
     right.barh(names, [measured[name].gain for name in names], color=COLORS["blue"], height=0.5, label="measured")
     right.plot([measured[name].by_positions for name in names], names, "D", color=COLORS["red"], markersize=7,
-               label="predicted from positions")  # fmt: skip
+               label="predicted: positions of the same batches")  # fmt: skip
     right.plot([measured[name].with_fixed for name in names], names, "|", color=COLORS["black"], markersize=17,
                markeredgewidth=3, label="and a fixed part per step")  # fmt: skip
     right.set(xlabel="useful tokens/s, pad to 64 is 1", title="What is gained", ylim=(len(names) - 0.4, -0.6))
@@ -125,11 +126,11 @@ def padding_and_speed(padding: dict[str, float], measured: dict[str, Speed]) -> 
 
 
 def length_histogram(lengths: Sequence[int], limits: Sequence[int]) -> Figure:
-    """How long the texts are, in tokens; a dotted line at each limit says how many texts it would cut."""
+    """How long the texts are, in tokens; a dotted line at each limit, lower from left to right, says what it cuts."""
     lengths = np.asarray(lengths)
     figure, axis = new_figure(
         height=3.2,
-        alt="Histogram of the texts' lengths: most have between 8 and 25 tokens, and a thin tail reaches far to the "
+        alt="Histogram of text lengths: most have between 8 and 25 tokens, and a thin tail reaches far to the "
         "right. Dotted lines mark three limits: the shortest cuts a large part of the texts, the longest hardly any.",
     )
     axis.hist(np.minimum(lengths, 99), bins=range(0, 101, 2), color=COLORS["blue"])
@@ -137,8 +138,10 @@ def length_histogram(lengths: Sequence[int], limits: Sequence[int]) -> Figure:
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     for place, limit in enumerate(limits):
         label = f"limit {limit}: cuts {np.mean(lengths > limit):.1%} of the texts"
-        axis.axvline(limit, color=COLORS["red"], linestyle=":")
-        axis.text(limit + 1, top * (0.93 - 0.13 * place), label, fontsize=11, bbox=white, zorder=4)
+        height = 0.93 - 0.13 * place  # each line ends at its own label, below the labels before it
+        axis.plot([limit, limit], [0, top * (height + 0.05)], color=COLORS["red"], linestyle=":")
+        axis.text(limit + 1, top * height, label, fontsize=11, bbox=white, zorder=4)
+    axis.set_ylim(0, top)
     axis.set(xlabel="tokens in a text (the last bar: 98 and more)", ylabel="texts", title="Most texts are short")
     return figure
 
@@ -170,7 +173,7 @@ def _boxes(axis: Axes, tokens: Sequence[str], colors: Sequence[str], y: float, l
     x = 0.0
     axis.text(0, y + 0.55, label, fontsize=11, weight="bold", va="bottom")
     for token, color in zip(tokens, colors, strict=True):
-        width = _FONT_WIDTH * len(token) + 0.2
+        width = _FONT_WIDTH * len(token) + 0.12
         box = {"facecolor": color, "edgecolor": "white", "linewidth": 1.5}
         axis.add_patch(_rectangle(x, y, width, box))
         dark = color in (COLORS["blue"], COLORS["red"], COLORS["purple"], COLORS["green"])
@@ -194,6 +197,9 @@ def _box_figure(rows: list[tuple[str, Sequence[str], Sequence[str]]], legend: di
     for number, (label, tokens, colors) in enumerate(rows):
         _boxes(axis, tokens, colors, -1.1 * number, label)
     axis.set_ylim(-1.1 * (len(rows) - 1) - 0.1, 1.1)
+    for text in axis.texts:
+        if text.get_family() == ["monospace"]:
+            text.set_fontsize(10 * min(1, _MOST_UNITS / axis.get_xlim()[1]))
     axis.axis("off")
     patches = [Patch(color=color, label=name) for name, color in legend.items()]
     figure.legend(handles=patches, loc="outside lower left", ncols=len(patches), fontsize=10)

@@ -39,17 +39,18 @@ def leakage(scores: dict[str, dict[str, Sequence[float]]]) -> Figure:
     return figure
 
 
-def masked_loss(losses: Sequence[float], guessing: float, smooth: int = 25) -> Figure:
-    """Loss of the pretraining run against the step, its running mean, and what a uniform guess costs."""
+def masked_loss(losses: Sequence[float], guessing: float, frequencies: float, smooth: int = 25) -> Figure:
+    """Loss of the pretraining run against the step, its running mean, what guesses cost, uniform and by frequency."""
     figure, axis = new_figure(
         height=3.1,
-        alt="The loss starts at the line of a uniform guess, falls steeply at first, then ever more slowly, and is "
-        "nearly flat at the end, far above zero.",
+        alt="The loss starts at the line of a uniform guess, falls steeply to the lower line, that of knowing only the "
+        "words' frequencies, stays there a while, then falls ever more slowly and ends clearly below, far above zero.",
     )
     axis.plot(losses, color=COLORS["sky"], alpha=0.4, linewidth=0.8)
     mean = np.convolve(losses, np.ones(smooth) / smooth, mode="valid") if len(losses) >= smooth else losses
     axis.plot(range(len(losses) - len(mean), len(losses)), mean, color=COLORS["blue"], label=f"mean of {smooth} steps")
     axis.axhline(guessing, color=COLORS["black"], linestyle=":", label="uniform guess over the vocabulary")
+    axis.axhline(frequencies, color=COLORS["red"], linestyle="--", label="guess by frequency")
     axis.set(xlabel="optimizer step", ylabel="loss (nats)", title="Guessing hidden words", ylim=(0, None))
     axis.legend(loc="lower left")
     return figure

@@ -34,9 +34,10 @@ def flow() -> Figure:
     alt = (
         "On the left what you give: rows, which are dictionaries of lists; a collator, which makes a batch of tensors "
         "of shape B by T; a model, which returns a loss and logits of shape B by C; settings, which are "
-        "TrainingArguments; a metric function. In the middle the Trainer repeats: batch, forward, backward, optimizer "
-        "step; now and then it logs, evaluates and saves. On the right what comes back: a log history, checkpoints, "
-        "and the model."
+        "TrainingArguments; evaluation rows and a metric function, both optional. In the middle the Trainer repeats: "
+        "batch, forward, backward, optimizer step; now and then it logs, evaluates and saves. On the right what comes "
+        "back: a log history, metrics of all evaluation rows, checkpoint folders, and the trained model or the best "
+        "one."
     )
     figure, axis = new_figure(height=4.2, alt=alt)
     axis.set(xlim=(0, 12), ylim=(0, 6.2))

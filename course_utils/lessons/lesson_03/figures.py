@@ -55,20 +55,23 @@ def timeline(calls: Sequence[Call], title: str) -> Figure:
         if own[0].kind == "callback":
             axes.plot(starts, [row] * len(own), "D", color=color, markersize=5, clip_on=False)
         else:
-            # A call too short to see still gets a sliver.
+            # A call too short to see still gets a sliver, around its middle: so it stays in line with its neighbours.
             widths = [1e3 * max(call.seconds, 0.003 * end) for call in own]
             # White edges part calls that follow each other at once; a sliver keeps its colour.
             edges = ["white" if width > 0.012 * 1e3 * end else color for width in widths]
-            spans = list(zip(starts, widths, strict=True))
+            spans = [
+                (start - (width - 1e3 * call.seconds) / 2, width)
+                for call, start, width in zip(own, starts, widths, strict=True)
+            ]
             axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=color, edgecolors=edges, linewidth=1.2)
         duration = f"{total:.0f} ms" if total >= 10 else f"{total:.2f} ms"
         text = duration + (f" in {len(own)} calls" if len(own) > 1 else "")
-        axes.text(1e3 * end * 1.02, row, text, va="center", fontsize=10, color="#444444", clip_on=False)
+        axes.text(1e3 * end * 1.03, row, text, va="center", fontsize=10, color="#444444", clip_on=False)
     labels = ["   " * (depth[name] - top) + name for name in names]
     axes.set_yticks(range(len(names)), labels, fontfamily="monospace", fontsize=10, ha="left")
     # Left-aligned labels show the nesting; the padding makes room for the longest.
     axes.tick_params(axis="y", pad=7.2 * max(map(len, labels)), length=0)
-    axes.set(xlabel="time (milliseconds)", title=title, xlim=(0, 1e3 * end), ylim=(len(names) - 0.4, -0.6))
+    axes.set(xlabel="time (milliseconds)", title=title, xlim=(0, 1e3 * end * 1.015), ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -218,10 +221,10 @@ def kept_minus_last(gains: Mapping[str, Mapping[str, Sequence[float]]]) -> Figur
     alt = (
         "Two panels, kept weights minus the last ones on the test rows, a row for each way to choose. Chosen by the "
         "lowest loss: both intervals are below zero, less loss and less macro-F1. Chosen by the highest macro-F1: "
-        "both means are nearer to zero, and both intervals hold it."
+        "both means are nearer to zero, and both intervals hold it: nothing measurable over the last weights."
     )
     figure, axes = new_figure(1, 2, height=2.8, sharey=True, alt=alt)
-    for axis, score in zip(axes, ("loss", "macro_f1"), strict=True):
+    for axis, (score, label) in zip(axes, (("loss", "loss"), ("macro_f1", "macro-F1")), strict=True):
         axis.axvline(0, color=COLORS["black"], linewidth=1.2)
         for row, scores in enumerate(gains.values()):
             mean = mean_interval(scores[score])
@@ -229,7 +232,7 @@ def kept_minus_last(gains: Mapping[str, Mapping[str, Sequence[float]]]) -> Figur
             axis.plot(mean.value, row, "s", color=COLORS["blue"], markersize=9, label="mean, 95 % interval over seeds")
             values = scores[score]
             axis.plot(values, [row - 0.25] * len(values), "o", color=COLORS["orange"], markersize=7, label="a seed")
-        axis.set(xlabel=f"{score}, kept minus last", ylim=(len(gains) - 0.6, -0.6))
+        axis.set(xlabel=f"{label}, kept minus last", ylim=(len(gains) - 0.6, -0.6))
         axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(gains)), list(gains))
@@ -257,7 +260,9 @@ def hidden_nan(logs: Mapping[str, Sequence[tuple[int, float]]], bad_step: int) -
         axis.plot(*zip(*numbers, strict=True), "o-", color=COLORS["blue"], markersize=5, label="logged loss")
         missing = [step for step, value in points if value != value]
         # No number, so no height: the crosses stand in a band of their own.
-        axis.axhspan(1.1 * top, 1.35 * top, color="#EEEEEE", zorder=0)
+        if missing:
+            axis.axhspan(1.1 * top, 1.35 * top, color="#EEEEEE", zorder=0)
+            axis.text(points[0][0], 1.225 * top, "no number", va="center", fontsize=10, color="#444444")
         axis.plot(missing, [1.225 * top] * len(missing), "x", color=COLORS["red"], markersize=8, label="NaN: no number")
         axis.axvline(bad_step, color=COLORS["black"], linestyle="--", linewidth=1.2, label="the loss becomes NaN")
         axis.set(xlabel="optimizer step", title=name, ylim=(-0.05 * top, 1.35 * top))

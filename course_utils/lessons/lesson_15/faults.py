@@ -186,9 +186,13 @@ def cures() -> str:
     for name, fault in FAULTS.items():
         entry = catalogue()[fault.entry]
         with edited(Spec(**MACHINES | fault.asked), fault.file, fault.good, fault.bad) as folder:
-            said = [one.sentence for one in explain([folder / fault.file]).findings if one.name == fault.entry]
+            findings = explain([folder / fault.file]).findings
+        # a size without its prefix is the cause, the product only what comes of it
+        wanted = ("parallelism-prefix",) if fault.entry == "parallelism-product" else (fault.entry,)
+        said = [one.sentence for one in findings if one.name in wanted]
         # that a file says no version is nothing to complain about; that FSDP1 comes of it is
-        lines += [f"{name} ({entry.since})", f"    {said[0] if said else entry.sentence()}", f"    -> {entry.shows}"]
+        shows = entry.shows if said else "FSDP1, without a word from accelerate"
+        lines += [f"{name} ({entry.since})", f"    {said[-1] if said else entry.sentence()}", f"    -> {shows}"]
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ HATCHED = {"whole gradients (accumulation)": "\\\\", "gathered units": "//", "lo
 # Part of ``Speed``, its color, its name in the legend.
 PARTS = (
     ("compute", COLORS["blue"], "computing"),
-    ("exposed", COLORS["orange"], "waiting for communication"),
+    ("exposed", COLORS["red"], "waiting for communication"),
     ("offload", COLORS["purple"], "waiting for host memory"),
 )
 
@@ -74,9 +74,11 @@ def strategy_memory(plans: Sequence[Plan]) -> Figure:
     """
     alt = (
         "Stacked memory of one GPU when it is tightest, a bar per strategy, with the GPU's limit as a dashed line. A "
-        "thin line from a bar's end to the limit is what stays free, in GiB at the right, with the seconds of a step; "
-        "bars beyond the limit say by how much. Sharding shrinks the states; activations and logits stay."
+        "thin line from a bar's end to the limit is what stays free, in GiB at the right, with the seconds of a step. "
     )
+    if any(one.total > one.limit for one in plans):
+        alt += "Bars beyond the limit say by how much. "
+    alt += "Sharding shrinks the states; activations and logits stay."
     figure, axis = new_figure(height=0.42 * len(plans) + 1.9, alt=alt)
     _stack(axis, [one.name for one in plans], [one.memory for one in plans])
     limit = plans[0].limit / GIB
@@ -86,11 +88,11 @@ def strategy_memory(plans: Sequence[Plan]) -> Figure:
         total = one.total / GIB
         if total <= limit:
             axis.hlines(row, total, limit, color=COLORS["green"], linewidth=1.4)
-        free = f"{limit - total:.0f} free, {one.speed.step:.1f} s a step"
-        text = free if total <= limit else f"{total - limit:.0f} too much"
+        free = f"{limit - total:.0f} GiB free, {one.speed.step:.2f} s a step"
+        text = free if total <= limit else f"{total - limit:.0f} GiB too much"
         color = "#333333" if total <= limit else COLORS["red"]
         axis.text(max(total, limit) + 0.015 * widest, row, text, va="center", fontsize=10.5, color=color)
-    axis.set(xlim=(0, widest * 1.34), xlabel="memory of one GPU when it is tightest (GiB)")
+    axis.set(xlim=(0, widest * 1.5), xlabel="memory of one GPU when it is tightest (GiB)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10.5)
     return figure
 

@@ -46,7 +46,7 @@ def goodput_chart(plan: Plan, gpus: Sequence[int] = (64, 512, 4096, 16_384)) -> 
     left.set_title("Training stands still while saving", fontsize=12)
     left.legend(loc="lower center", fontsize=10)
     many = np.geomspace(8, 65_536, 60)
-    for saving, color, style in ((blocking, COLORS["blue"], "-"), (behind, COLORS["purple"], "--")):
+    for saving, color, style in ((blocking, COLORS["black"], "-"), (behind, COLORS["purple"], "--")):
         shares = []
         for number in many:
             failures = Failures(spec.gpu_mtbf * 3600 / number, spec.restart)

@@ -45,7 +45,7 @@ def test_as_written_nothing_differs(project):
 
 
 FAULTS = {
-    "rank outside srun": ("export NODE_RANK=$SLURM_PROCID; exec", "exec", "ranks of first and last machine"),
+    "rank outside srun": ("export NODE_RANK=$SLURM_PROCID; exec", "exec", "can be resolved"),
     "script beside the copy": (
         "script='launch it/torchrun.sh'",
         'script="$(dirname "${BASH_SOURCE[0]}")/torchrun.sh"',

@@ -45,7 +45,7 @@ def test_no_number_lies_on_the_limit():
     assert len(numbers) == len(plans)
     for text, one in zip(numbers, plans, strict=True):
         assert text.get_position()[0] > max(limit, one.total / 2**30)
-        assert (f"free, {one.speed.step:.1f} s a step" in text.get_text()) == one.fits
+        assert (f"GiB free, {one.speed.step:.2f} s a step" in text.get_text()) == one.fits
 
 
 def test_a_fault_that_is_none_is_not_planted():
