@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -34,6 +36,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> order.Groups | None:
     return order.Groups(config, log) if config.option.dist == "loadgroup" else None
+
+
+@pytest.fixture(autouse=True)
+def no_deepspeed_left() -> Iterator[None]:
+    """TrainingArguments with a DeepSpeed file change how the process loads models until they are gone: not in the next
+    test, also where a test keeps their error."""
+    yield
+    module = sys.modules.get("transformers.integrations.deepspeed")
+    if module is not None:
+        module.unset_hf_deepspeed_config()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from course_utils.authoring.run_course import lessons
 
 # nbval, the fourth file, is a plugin: tests/lesson_runs.py counts for it.
 DOORS = {"tests/lessons/test_short_runs.py", "tests/lessons/test_starts.py", "tests/browser/test_jupyterlab.py"}
+DOORS |= {"tests/lessons/test_odd_parameters.py"}  # at night
 STARTS = re.compile(
     r"papermill|nbclient|nbconvert\.preprocessors|tests\.headless\.papermill"
     r"|course_utils\.authoring\.(build\.(execute|build|main)|run_course\.(run|main))"

@@ -96,9 +96,9 @@ print(f"{new_model().num_parameters():,} parameters")
 # document's first token, which nothing predicts. Positions per second hardly fall when you pad more.
 #
 # `Climb` runs one rung, and its `round` is the measurement. `interleaved` lets the rungs take turns, so that a busy
-# moment hits all of them, after one round of **warm-up** that does not count: the first steps allocate memory and fill
-# caches. `wall` is the clock; `cpu` is the time this process computed, which other programs disturb less. `_share` is a
-# round's part of tokenising and packing in advance. In packed rows inner first labels are -100 already.
+# moment hits all of them, after one round of **warm-up** that does not count. `wall` is the clock, `cpu` this process's
+# own time. `_share` is a round's part of tokenising and packing in advance. In packed rows inner first labels are -100
+# already.
 
 # %%
 from course_utils.training.ladder import LADDER, Climb, interleaved, speedup

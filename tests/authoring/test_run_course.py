@@ -51,9 +51,11 @@ def test_others_go_on_and_the_error_comes_last(root, monkeypatch, capsys, caplog
 
 
 INTERRUPTED = """
+import signal
 import sys
 from pathlib import Path
 from course_utils.authoring import run_course
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 run_course.ROOT = root = Path(sys.argv[1])
 run_course.lessons = lambda: sorted((root / "notebooks").glob("*.ipynb"))
 sys.exit(run_course.main([]))

@@ -116,7 +116,7 @@ def test_terms_lead_to_the_section_that_introduces_them(site):
 def test_exercises_state_their_task_and_fold_hints_and_solution(site):
     page = soup(site, "exercises.html")
     section = next(h.parent for h in page.select("h3") if h.text.startswith("01.2"))
-    assert "Many large models use a third shape" in section.text
+    assert "A third shape: a straight warm-up" in section.text
     assert 'teach.check("01.2"' in section.text
     folds = section.select("details")
     assert [fold.summary.text for fold in folds] == ["Hint 1", "Hint 2", "Solution"]

@@ -101,7 +101,9 @@ class _Checker(ast.NodeVisitor):
         for alias in node.names:
             try:
                 module = importlib.import_module(node.module)
-                value = getattr(module, alias.name, None) or importlib.import_module(f"{node.module}.{alias.name}")
+                value = getattr(module, alias.name, None)
+                if value is None:
+                    value = importlib.import_module(f"{node.module}.{alias.name}")
             except ImportError:
                 if library in LIBRARIES:
                     self._report(node, f"{node.module} has no {alias.name}")
@@ -174,7 +176,8 @@ class _Checker(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        callee, keywords = node.func, node.keywords
+        callee = node.func
+        keywords = [k for k in node.keywords if not (k.arg == "trust_remote_code" and ast.unparse(k.value) == "False")]
         is_partial = isinstance(callee, (ast.Name, ast.Attribute)) and _last(callee) == "partial" and node.args
         if is_partial:
             callee = node.args[0]

@@ -17,6 +17,8 @@ def test_equals_the_plain_version_but_for_marked_lines(module, name):
     plain, ours = (inspect.getsource(getattr(place, name)) for place in (module, accelerated))
     ours = re.sub(r"\(\n    accelerator: Accelerator, (.*)\n\)", r"(\1)", ours)  # the signature: one argument more,
     ours = ours.replace("(accelerator: Accelerator, ", "(")  # in one line or in three
+    # The loop feeds JupyterLab's line itself; ranks report through their optimizer (course_utils/progress.py).
+    plain = "".join(line for line in plain.splitlines(keepends=True) if "progress.report(" not in line)
     assert unmarked(plain, ours) == []
 
 
