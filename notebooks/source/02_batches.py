@@ -851,11 +851,15 @@ asked = [
     ("Replace each span by one sentinel.", "by"),
     ("The first sentence of a docstring on one line, markup removed.", "of"),
 ]
+chances = []
 for text, word in asked:
     before = pretraining.guess(untrained, small_tokenizer, text, word)[1]
     best, after = pretraining.guess(masked_lm, small_tokenizer, text, word)
+    chances.append((before, after))
     print(text.replace(word, "____", 1))
     print(f"    {' | '.join(best)}; probability of {word}: {before:.1%} -> {after:.1%}")
+before, after = np.mean(chances, axis=0)
+teach.claim("on average likelier", after > before, when=max_steps >= 1000)
 
 # %% [markdown]
 # **A linear probe.** How much does it know about the ten libraries? Freeze the encoder, average its vectors over each
