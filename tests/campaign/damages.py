@@ -14,9 +14,7 @@ weights at its end.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import io
 import json
 import random
 import runpy
@@ -30,7 +28,7 @@ from unittest import mock
 import torch
 
 from tests.campaign.forgeries import FORGED, HARMLESS, forge, forge_loop
-from tests.campaign.tally import Tally, sentence_of, tree
+from tests.campaign.tally import Tally, ended, sentence_of, tree
 
 STEPS, SAVE_EVERY = 6, 2
 LOOP = ["--hidden_size=32", "--num_hidden_layers=1", "--batch_size=8", "--max_length=16"]
@@ -99,23 +97,12 @@ def few_rows(source: str = "local"):
     return type(data)({split: data[split].select(range(256)) for split in data})
 
 
-def ended(recipe: str, arguments: list[str]) -> tuple[object, str, str]:
-    """The recipe as ``python -m`` runs it, in this process: exit code, standard error and standard output."""
-    out, errors, before = io.StringIO(), io.StringIO(), sys.argv
+def started(recipe: str, arguments: list[str]) -> tuple[object, str, str]:
+    """How the recipe ends (``ended``), run in this process as ``python -m`` runs it."""
     module = f"course_utils.recipes.{recipe}"
-    sys.argv = [module, *arguments]
-    try:
-        rows = mock.patch("course_utils.data.load_classification", few_rows)
-        with rows, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-            runpy.run_module(module, run_name="__main__", alter_sys=False)
-        code: object = 0
-    except SystemExit as error:
-        code = error.code or 0
-    except Exception as error:  # any: it is what the campaign looks for
-        code = f"{type(error).__name__}: {error}"[:300]
-    finally:
-        sys.argv = before
-    return code, errors.getvalue(), out.getvalue()
+    rows = mock.patch("course_utils.data.load_classification", few_rows)
+    with rows, mock.patch.object(sys, "argv", [module, *arguments]):
+        return ended(lambda: runpy.run_module(module, run_name="__main__", alter_sys=False))
 
 
 class Subject:
@@ -123,7 +110,7 @@ class Subject:
 
     def __init__(self, name: str, recipe: str, arguments: list[str], folder: Path, output: str):
         self.name, self.recipe, self.arguments, self.folder, self.output = name, recipe, arguments, folder, output
-        code, errors, _ = ended(recipe, [*arguments, f"--{output}={folder}"])
+        code, errors, _ = started(recipe, [*arguments, f"--{output}={folder}"])
         assert code == 0, errors
         newest = f"step-{STEPS:08d}" if recipe == "train_by_hand" else f"checkpoint-{STEPS}"
         self.newest, self.older = newest, f"{newest.rpartition('-')[0]}-{before(newest)}"
@@ -139,7 +126,7 @@ class Subject:
         named = damage(copy / self.newest)
         seen = tree(copy)
         flags = [f"--resume_from_checkpoint={copy / self.newest}"] if by_name else []
-        code, errors, out = ended(self.recipe, [*self.arguments, f"--{self.output}={copy}", *flags])
+        code, errors, out = started(self.recipe, [*self.arguments, f"--{self.output}={copy}", *flags])
         if self.recipe == "finetune" and not by_name:
             return self._went_on(code, errors, out, copy, named)
         fault, sentence = sentence_of(code, errors)
@@ -167,7 +154,7 @@ class Subject:
         shutil.rmtree(copy / self.newest)
         change(copy / self.older)
         (copy / "model.safetensors").unlink()
-        code, errors, _ = ended(self.recipe, [*self.arguments, f"--{self.output}={copy}"])
+        code, errors, _ = started(self.recipe, [*self.arguments, f"--{self.output}={copy}"])
         if code != 0:
             return f"exit code {code}: {errors[-300:]}"
         began = json.loads((copy / "run.json").read_text())["resumed_from"]

@@ -6,10 +6,13 @@ python -m tests.campaign.tally          # README's lines out of it
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 RECORD = Path(__file__).resolve().parents[2] / "bench" / "results" / "reliability.json"
@@ -73,6 +76,20 @@ def lines_of_readme() -> dict[str, tuple[int, int]]:
         tried, survived = lines.get(name, (0, 0))
         lines[name] = tried + entry["tried"], survived + entry["survived"]
     return lines
+
+
+def ended(start: Callable[[], object]) -> tuple[object, str, str]:
+    """How ``start`` ended, in this process: (exit code or what it raised, standard error, standard output)."""
+    out, errors = io.StringIO(), io.StringIO()
+    code: object = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            start()
+        except SystemExit as error:
+            code = error.code or 0
+        except Exception as error:  # any: it is what the campaign looks for
+            code = f"{type(error).__name__}: {error}"
+    return code, errors.getvalue(), out.getvalue()
 
 
 def sentence_of(code: object, errors: str) -> tuple[str | None, str]:

@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from course_utils.recipes import finetune
 from course_utils.recipes.finetune_ranges import OWN_RANGES, RANGES
-from tests.campaign.tally import Tally, sentence_of, tree
+from tests.campaign.tally import Tally, ended, sentence_of, tree
 from tests.launch.tiny_project import offline_project
 
 SIZES = [pytest.param(12, id="sample"), pytest.param(400, id="whole", marks=pytest.mark.long)]
@@ -22,19 +22,12 @@ def project(tmp_path_factory):
         yield made
 
 
-def ended(project, capsys, *arguments, task="classification"):
+def start(project, *arguments, task="classification"):
     """What a start with these arguments ends with: (exit code, stderr)."""
     model = project.encoder if task == "classification" else project.model
     always = [f"--task={task}", f"--model_name_or_path={model}", "--use_cpu", f"--output_dir={project.folder}/out"]
     always += ["--max_steps=1", "--max_length=16", "--save_strategy=no", "--disable_tqdm=true", "--report_to=none"]
-    capsys.readouterr()
-    try:
-        finetune.main([*always, *arguments])
-    except SystemExit as error:
-        return error.code, capsys.readouterr().err
-    except Exception as error:  # any: it is what the campaign looks for
-        return f"{type(error).__name__}: {error}", capsys.readouterr().err
-    return 0, capsys.readouterr().err
+    return ended(lambda: finetune.main([*always, *arguments]))[:2]
 
 
 def is_allowed(name, text):
@@ -54,14 +47,14 @@ def draw_argument(draw):
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_bad_numbers(count, project, capsys):
+def test_bad_numbers(count, project):
     draw, tally = random.Random(count), Tally()
     before = tree(project.folder)
     rows = f"--train_file={project.classes}"
     for _ in range(count):
         while (argument := draw_argument(draw)) is None:
             pass
-        fault, sentence = sentence_of(*ended(project, capsys, rows, argument))
+        fault, sentence = sentence_of(*start(project, rows, argument))
         name = argument[2:].partition("=")[0]
         if fault is None and name not in sentence:
             fault = "the flag is not named"
@@ -98,7 +91,7 @@ def draw_bad_row(draw, good, columns):
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_bad_rows(count, project, capsys, tmp_path):
+def test_bad_rows(count, project, tmp_path):
     draw, tally = random.Random(count), Tally()
     goods = {
         "classification": [{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(6)],
@@ -123,7 +116,7 @@ def test_bad_rows(count, project, capsys, tmp_path):
             flags = [f"--train_file={folder}/rows1.jsonl", f"--eval_file={folder / name}"]
             flags += ["--eval_strategy=steps", "--eval_steps=1"]
         before = tree(project.folder) | tree(folder)
-        fault, sentence = sentence_of(*ended(project, capsys, *flags, task=task))
+        fault, sentence = sentence_of(*start(project, *flags, task=task))
         wanted = f"error: {role}={str(folder / name)!r}, row {place} "
         if fault is None and not sentence.startswith(wanted):
             fault = f"file or row is not named ({wanted})"
@@ -133,8 +126,8 @@ def test_bad_rows(count, project, capsys, tmp_path):
     tally.check()
 
 
-def test_the_grammar_knows_a_good_start(project, capsys):
+def test_the_grammar_knows_a_good_start(project):
     """Without a fault the same start trains: what is refused is refused for its fault."""
-    code, errors = ended(project, capsys, f"--train_file={project.classes}", f"--output_dir={project.folder}/good")
+    code, errors = start(project, f"--train_file={project.classes}", f"--output_dir={project.folder}/good")
     assert code == 0, errors
     set_seed(0)

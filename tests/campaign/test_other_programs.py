@@ -10,7 +10,7 @@ import pytest
 from course_utils.recipes import convert, generate, prepare_data, train_vision_language
 from course_utils.recipes.finetune_ranges import RANGES
 from course_utils.recipes.train_vision_language import OWN_RANGES
-from tests.campaign.tally import Tally, sentence_of, tree
+from tests.campaign.tally import Tally, ended, sentence_of, tree
 from tests.campaign.test_arguments_and_data import NUMBERS, SIZES, VALUES, draw_bad_row
 
 NO_PLACES = ["", " ", "{file}/below", "{file}/a/b", "x\0y", "n" * 300]
@@ -124,18 +124,11 @@ def place(tmp_path_factory):
     return names
 
 
-def ended(program, flags, place, capsys):
+def start(program, flags, place):
     """(exit code, stderr) of a start."""
     given = {name: filled(value, place) for name, value in (program.always | flags).items()}
     line = [value if name == "" else f"--{name}={value}" for name, value in given.items()]
-    capsys.readouterr()
-    try:
-        program.main(line)
-    except SystemExit as error:
-        return error.code, capsys.readouterr().err
-    except Exception as error:  # any: it is what the campaign looks for
-        return f"{type(error).__name__}: {error}", capsys.readouterr().err
-    return 0, capsys.readouterr().err
+    return ended(lambda: program.main(line))[:2]
 
 
 def filled(value, place):
@@ -153,12 +146,12 @@ def cases(program, place):
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_bad_arguments(name, count, place, capsys, monkeypatch):
+def test_bad_arguments(name, count, place, monkeypatch):
     monkeypatch.setattr("course_utils.hub.require_hub", lambda: pytest.fail("the hub was asked"))
     program, tally = PROGRAMS[name], Tally()
     before, grammar = tree(place["folder"]), cases(program, place)
     for flag, value in grammar if count >= len(grammar) else random.Random(count).sample(grammar, count):
-        fault, sentence = sentence_of(*ended(program, {flag: value}, place, capsys))
+        fault, sentence = sentence_of(*start(program, {flag: value}, place))
         if fault is None and flag not in sentence:
             fault = "the flag is not named"
         if fault is None and tree(place["folder"]) != before:
@@ -168,7 +161,7 @@ def test_bad_arguments(name, count, place, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_bad_rows(count, place, capsys, tmp_path):
+def test_bad_rows(count, place, tmp_path):
     """generate names file and row before it loads a model; the one here cannot be loaded."""
     draw, tally = random.Random(count), Tally()
     good = [{"prompt": f"row {i}", "completion": " word"} for i in range(6)]
@@ -183,7 +176,7 @@ def test_bad_rows(count, place, capsys, tmp_path):
         file.write_bytes(b"\n".join(lines))
         before = tree(folder)
         flags = {"file": str(file), "out": str(folder / "out.jsonl")}
-        fault, sentence = sentence_of(*ended(PROGRAMS["generate"], flags, place, capsys))
+        fault, sentence = sentence_of(*start(PROGRAMS["generate"], flags, place))
         if fault is None and not sentence.startswith(f"error: file={str(file)!r}, row {at} "):
             fault = "file or row is not named"
         if fault is None and tree(folder) != before:
@@ -193,19 +186,19 @@ def test_bad_rows(count, place, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("value", [value for value in VALUES if isinstance(value, (list, dict))] + [b"x", "\ud800"])
-def test_bad_values_for_prepare_data(value, place, capsys, monkeypatch, tmp_path):
+def test_bad_values_for_prepare_data(value, place, monkeypatch, tmp_path):
     """Split, row and column are named, and a folder that was whole stays so."""
     program, good = PROGRAMS["prepare_data"], {"instruction": "a", "input": "", "output": "b"}
     rows = {"train": [good] * 3, "test": [good, good]}
     monkeypatch.setattr(prepare_data, "_load", lambda options: rows)
     folder = tmp_path / "out"
-    assert ended(program, {"folder": str(folder)}, place, capsys)[0] == 0
+    assert start(program, {"folder": str(folder)}, place)[0] == 0
     before, rows["test"] = tree(folder), [good, good | {"output": value}]
     flags = {"folder": str(folder), "prompt": "{instruction}:"}
-    fault, sentence = sentence_of(*ended(program, flags, place, capsys))
+    fault, sentence = sentence_of(*start(program, flags, place))
     assert fault is None and sentence.startswith("error: the test split, row 2, "), sentence
     assert ("output=" in sentence or "completion" in sentence) and tree(folder) == before
-    fault, _ = sentence_of(*ended(program, flags | {"folder": str(tmp_path / "new" / "deep")}, place, capsys))
+    fault, _ = sentence_of(*start(program, flags | {"folder": str(tmp_path / "new" / "deep")}, place))
     assert fault is None and not (tmp_path / "new").exists()
 
 
@@ -217,7 +210,7 @@ HUB = {  # a name on the hub for each flag that may have one
 
 
 @pytest.mark.parametrize(("name", "flags"), [(name, flags) for name, found in HUB.items() for flags in found])
-def test_the_hub_is_probed_before_anything_is_fetched(name, flags, place, capsys, monkeypatch, tmp_path):
+def test_the_hub_is_probed_before_anything_is_fetched(name, flags, place, monkeypatch, tmp_path):
     import torch
     import torch.distributed.checkpoint as dcp
 
@@ -230,15 +223,15 @@ def test_the_hub_is_probed_before_anything_is_fetched(name, flags, place, capsys
         dcp.save({"model": {"weight": torch.zeros(2)}}, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
         flags = flags | {"": str(tmp_path / "checkpoint")}
     before = tree(place["folder"])
-    fault, sentence = sentence_of(*ended(PROGRAMS[name], flags, place, capsys))
+    fault, sentence = sentence_of(*start(PROGRAMS[name], flags, place))
     assert fault is None and "no hub here" in sentence, sentence
     assert tree(place["folder"]) == before
 
 
-def test_the_grammar_knows_good_starts(place, capsys):
+def test_the_grammar_knows_good_starts(place):
     """Without a fault the lines are read, as far as the model: what is refused is refused for its fault."""
     for name, words in (("generate", "cannot be loaded"), ("convert", "no sharded checkpoint")):
-        fault, sentence = sentence_of(*ended(PROGRAMS[name], {}, place, capsys))
+        fault, sentence = sentence_of(*start(PROGRAMS[name], {}, place))
         assert fault is None and words in sentence, sentence
     for name in ("prepare_data", "train_vision_language"):
         read = {"prepare_data": prepare_data.parse, "train_vision_language": train_vision_language.read_settings}[name]
