@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,27 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError, *kinds) as error:
         refuse(str(error).strip() or type(error).__name__)
+
+
+def same_flags(file: Path, flags: Mapping[str, Any]) -> None:
+    """End the program unless ``file``, where the folder's first start wrote its flags, holds ``flags``."""
+    try:
+        began = json.loads(file.read_text())
+        reason = (
+            "" if isinstance(began, dict) and began.keys() == flags.keys() else "does not hold this program's flags"
+        )
+    except FileNotFoundError:
+        reason = "is missing"
+    except (OSError, ValueError):
+        reason = "cannot be read"
+    if reason:
+        refuse(f"{file} {reason}, and says how the checkpoints beside it were made; allowed: another --folder")
+    for name, value in flags.items():
+        if began[name] != value:
+            refuse(
+                f"argument --{name}: {value} contradicts the checkpoints in {file.parent}, made with {began[name]}; "
+                "allowed: the same command, or another --folder"
+            )
 
 
 class Parser(argparse.ArgumentParser):

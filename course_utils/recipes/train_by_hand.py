@@ -13,9 +13,6 @@ A flag that cannot be used, or that contradicts the folder's checkpoints, is sai
 
 import argparse
 import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import DataCollatorWithPadding
@@ -24,7 +21,7 @@ from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
 from course_utils.hub import require_hub
 from course_utils.models import load_classifier, load_tokenizer
-from course_utils.recipes.command_line import Parser, folder_to_write, from_to, refuse
+from course_utils.recipes.command_line import Parser, folder_to_write, from_to, refuse, same_flags
 from course_utils.training.checkpoint import CheckpointError, latest_checkpoint, verify_checkpoint
 from course_utils.training.evaluation import evaluate
 from course_utils.training.loop import LoopConfig, train
@@ -88,27 +85,7 @@ def check_same_run(settings: argparse.Namespace) -> None:
         file.write_text(json.dumps(flags, indent=2))
         return
     verify_checkpoint(newest)
-    began = read_flags(file, flags.keys())
-    for name, value in flags.items():
-        if began[name] != value:
-            refuse(
-                f"argument --{name}: {value} contradicts the checkpoints in {settings.folder}, made with "
-                f"{began[name]}; allowed: the same command, or another --folder"
-            )
-
-
-def read_flags(file: Path, names: Iterable[str]) -> dict[str, Any]:
-    """The flags that an earlier start wrote down; ends the program where they are not there."""
-    try:
-        began = json.loads(file.read_text())
-        if isinstance(began, dict) and began.keys() == set(names):
-            return began
-        reason = "does not hold the flags of this program"
-    except FileNotFoundError:
-        reason = "is missing"
-    except (OSError, ValueError):
-        reason = "cannot be read"
-    refuse(f"{file} {reason}, and says how the checkpoints beside it were made; allowed: another --folder")
+    same_flags(file, flags)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:

@@ -16,9 +16,6 @@ contradicts the folder's checkpoints, is said in one sentence, with exit code 2.
 import argparse
 import json
 import os  # NEW
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator  # NEW
@@ -31,7 +28,7 @@ from course_utils.hub import require_hub
 from course_utils.models import load_classifier, load_tokenizer
 from course_utils.parallel import report  # NEW
 from course_utils.parallel.accelerated import PreparedBatches, evaluate, train  # NEW: the loop and its evaluation
-from course_utils.recipes.command_line import Parser, folder_to_write, from_to, refuse
+from course_utils.recipes.command_line import Parser, folder_to_write, from_to, refuse, same_flags
 from course_utils.training.checkpoint import CheckpointError, latest_checkpoint  # NEW
 from course_utils.training.loop import LoopConfig  # NEW
 from course_utils.training.optim import ForeachAdamW, parameter_groups
@@ -91,27 +88,7 @@ def check_same_run(settings: argparse.Namespace) -> None:
         file.write_text(json.dumps(flags, indent=2))
         return
     # NEW: save_state writes no checksums; load_checkpoint says what is missing
-    began = read_flags(file, flags.keys())
-    for name, value in flags.items():
-        if began[name] != value:
-            refuse(
-                f"argument --{name}: {value} contradicts the checkpoints in {settings.folder}, made with "
-                f"{began[name]}; allowed: the same command, or another --folder"
-            )
-
-
-def read_flags(file: Path, names: Iterable[str]) -> dict[str, Any]:
-    """The flags that an earlier start wrote down; ends the program where they are not there."""
-    try:
-        began = json.loads(file.read_text())
-        if isinstance(began, dict) and began.keys() == set(names):
-            return began
-        reason = "does not hold the flags of this program"
-    except FileNotFoundError:
-        reason = "is missing"
-    except (OSError, ValueError):
-        reason = "cannot be read"
-    refuse(f"{file} {reason}, and says how the checkpoints beside it were made; allowed: another --folder")
+    same_flags(file, flags)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:

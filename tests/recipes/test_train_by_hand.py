@@ -193,8 +193,8 @@ def refusal_of_the_program(folder, capsys):
     [
         (None, "is missing"),
         ("{", "cannot be read"),
-        ("[1]", "does not hold the flags"),
-        ('{"seed": 0}', "does not hold the flags"),
+        ("[1]", "does not hold this program's flags"),
+        ('{"seed": 0}', "does not hold this program's flags"),
     ],
 )
 def test_checkpoints_whose_settings_are_lost_are_not_mixed_with_others(text, reason, runs, no_work, tmp_path, capsys):

@@ -24,6 +24,7 @@ from course_utils.lessons.lesson_01 import planted
 from course_utils.models import load_classifier
 from course_utils.training.evaluation import evaluate
 from course_utils.training.optim import ForeachAdamW, parameter_groups
+from course_utils.training.paired import paired_interval
 from course_utils.training.schedules import make_scheduler
 
 RATES = {"SGD": 1.0, "momentum": 1.0, "RMS step": 0.03, "Adam": 0.03, "AdamW": 0.03}
@@ -267,16 +268,10 @@ def answers(model: nn.Module, tokenizer: Any, sentences: Sequence[str]) -> list[
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % interval (Student's t) of paired differences, one per seed."""
-    from scipy.stats import t
-
-    return mean(differences), t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
-
-
 def effect(runs: Mapping[str, Sequence[float]], name: str) -> tuple[float, float]:
     """Mean and half-width of the interval of what leaving ``name`` out adds to the loss; ``runs`` as in ``because``."""
-    return interval([without - whole for without, whole in zip(runs[name], runs["nothing"], strict=True)])
+    found = paired_interval(runs[name], runs["nothing"])
+    return found.value, found.high - found.value
 
 
 def large_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -96,8 +96,8 @@ def test_answers_leave_the_model_as_it_was(small_task):
 
 
 def test_intervals():
-    assert comparisons.interval([1.0, 1.0, 1.0]) == (1.0, 0.0)
-    center, half = comparisons.interval([0.0, 1.0, 2.0])
+    assert comparisons.effect({"nothing": [1.0, 2.0], "decay": [2.0, 3.0]}, "decay") == (1.0, 0.0)
+    center, half = comparisons.effect({"nothing": [0.0, 0.0, 0.0], "decay": [0.0, 1.0, 2.0]}, "decay")
     assert center == 1 and half == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
     center, half = comparisons.large_interval([1, 0, -1, 0])
     assert center == 0 and half == pytest.approx(1.96 * (2 / 3) ** 0.5 / 2)
