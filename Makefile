@@ -1,6 +1,6 @@
-# The course's commands. Each calls one program; `make PYTHON=/path/to/python3.11 lab` chooses the Python,
-# `make GPU=1 setup` the torch build with CUDA.
-PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
+# The course's commands. Each calls one program; `make PYTHON=/path/to/python3.11 lab` chooses the Python (else python3,
+# or a python3.11 or python3.12 beside it), `make GPU=1 setup` the torch build with CUDA.
+PYTHON ?= python3
 RUN := .venv/bin/python -m
 WORKERS ?= 2
 PYTEST := $(RUN) pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \

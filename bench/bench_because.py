@@ -9,7 +9,6 @@ left out alone; the same seed means the same weights, rows and dropout masks, so
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import record
@@ -20,6 +19,7 @@ from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
 from course_utils.lessons.lesson_01.comparisons import PEAK, short_run
 from course_utils.models import load_tokenizer
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 
 LEFT_OUT = {"nothing": {}, **{name: {name: False} for name in ("warmup", "falling", "clip", "groups")}}
 MAX_LENGTH = 24
@@ -32,10 +32,10 @@ def rows_of(data, split, tokenizer, max_length=MAX_LENGTH):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "because.json")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=from_to(1), default=100)
+    parser.add_argument("--seeds", type=from_to(1), default=12)
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "because.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a model this small gains nothing from a second thread
     data, tokenizer = load_classification(), load_tokenizer()

@@ -9,7 +9,6 @@ dropout of .1 and .2, equal on validation, and in the number of steps, test scor
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from statistics import mean
@@ -25,6 +24,7 @@ from transformers import DataCollatorWithPadding
 from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
 from course_utils.models import load_classifier, load_tokenizer
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.training.evaluation import evaluate
 from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import ForeachAdamW, parameter_groups
@@ -82,10 +82,10 @@ def word_weights():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "classifier.json")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=from_to(1), default=500)
+    parser.add_argument("--seeds", type=from_to(1), default=3)
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "classifier.json")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer()
     collate = DataCollatorWithPadding(tokenizer)

@@ -18,6 +18,7 @@ from course_utils.data import load_instructions
 from course_utils.data.instructions import Template
 from course_utils.lessons.lesson_10 import reinforce, task
 from course_utils.models.chat_tokenizer import load_chat_tokenizer
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.teach.lesson import quieten
 from course_utils.training.base_lm import load_base_lm
 
@@ -25,11 +26,11 @@ STARTS = {"the base": 0, "15 steps of fine-tuning": 15, "60 steps of fine-tuning
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rate", type=float, default=2e-4)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "grpo.json")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=from_to(1), default=3)
+    parser.add_argument("--steps", type=from_to(1), default=60)
+    parser.add_argument("--rate", type=from_to(0, kind=float), default=2e-4)
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "grpo.json")
     options = parser.parse_args()
     quieten()
     torch.set_num_threads(1)

@@ -14,7 +14,6 @@ batches while other rungs have their turn, which flatters its rung by what two b
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -40,6 +39,7 @@ from course_utils.data.batches import IGNORED
 from course_utils.models import load_causal_lm, load_tokenizer
 from course_utils.models.configs import shape_of_config
 from course_utils.models.flops import training_flops_per_token
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.training.ladder import GPU_LADDER, LADDER, Climb, interleaved, rate, speedup
 from course_utils.training.optim import compiler_available
 
@@ -152,12 +152,14 @@ def rounded(interval):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each rung (default: 5)")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=from_to(1), default=5, help="measured rounds of each rung (default: 5)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--width", type=int, help="another hidden size: heads of 64, MLP 2.75 times as wide (CPU)")
+    parser.add_argument(
+        "--width", type=from_to(64), help="another hidden size: heads of 64, MLP 2.75 times as wide (CPU)"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes a minute)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=file_to_write)
     settings = parser.parse_args()
     name = "ladder.json" if settings.device == "cpu" else "ladder_cuda.json"
     out = settings.out or Path(__file__).parent / "results" / name

@@ -6,7 +6,6 @@ python bench/bench_lora.py --seeds 1 --steps 10 --out /tmp/try.json
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import record
@@ -16,6 +15,7 @@ from course_utils.data import load_instructions
 from course_utils.data.instructions import Template
 from course_utils.lessons.lesson_10 import task
 from course_utils.models.chat_tokenizer import load_chat_tokenizer
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.teach.lesson import quieten
 from course_utils.training.base_lm import load_base_lm
 from course_utils.training.lora import add_lora
@@ -24,10 +24,10 @@ RANKS, LORA_RATES, FULL_RATES = (2, 8, 32), (1e-3, 3e-3, 1e-2), (3e-4, 1e-3, 3e-
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "lora.json")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--seeds", type=from_to(1), default=3)
+    parser.add_argument("--steps", type=from_to(1), default=60)
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "lora.json")
     options = parser.parse_args()
     quieten()
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ float64 on the same gradients, and the largest difference from `torch.optim.Adam
 bench/results/optimizer.json is written only when all six versions were there, on a CPU; lesson 01 and its deck show it.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from course_utils.models import load_classifier
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.training.optim import AdamW, CompiledAdamW, ForeachAdamW, compiler_available
 from course_utils.training.timing import interleaved_medians
 
@@ -58,11 +58,11 @@ def largest_difference(cls, steps=200):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200, help="measured steps of each version (default: 200)")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=from_to(1), default=200, help="measured steps of each version (default: 200)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--check", action="store_true", help=f"exit 1 unless compiled <= {GOAL} x fused")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "optimizer.json")
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "optimizer.json")
     settings = parser.parse_args()
 
     theirs, device = torch.optim.AdamW, settings.device

@@ -7,7 +7,6 @@ The truth is torch's MemTracker on real models without memory (FakeTensorMode), 
 exist, as in lesson 15. Goals: model states within 1 %, everything else at the peak within 10 %.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -22,11 +21,13 @@ from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
 from course_utils.launch.files import write as files
 from course_utils.launch.planner.compare import compare_estimators, comparison_table
+from course_utils.launch.planner.layouts import layouts
 from course_utils.launch.planner.measured import measured_shard, measured_step
 from course_utils.launch.planner.plan import GIB, plan, strategies
 from course_utils.launch.planner.report import verdict
 from course_utils.launch.spec import Spec
 from course_utils.models.configs import shape_of_config
+from course_utils.recipes.command_line import Parser, from_to
 
 STATE_GOAL, WORKING_GOAL = 0.01, 0.10
 STATES = ("weights", "gradients", "optimizer")
@@ -74,8 +75,8 @@ def seconds(function, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="measured calls of each function (default: 20)")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=from_to(1), default=20, help="measured calls of each function (default: 20)")
     parser.add_argument("--check", action="store_true", help="exit 1 where an error is above its goal")
     settings = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -91,10 +92,12 @@ def main():
     eight = Spec(model="meta-llama/Llama-3.1-8B", gpus_per_node=8, sequence_length=4096, strategy="zero3")
     print(f"\nLlama-3.1-8B, ZeRO-3 on 8 GPUs\n{comparison_table(compare_estimators(eight))}")
     hard = eight.but(strategy="ddp", micro_batch=8)
+    many = Spec(model="meta-llama/Llama-3.1-70B", nodes=512, global_batch=4096, sequence_length=4096)
     jobs = {
         "plan": lambda: plan(eight),
         "plan that does not fit, with the change": lambda: verdict(plan(hard)),
         "all strategies": lambda: strategies(eight),
+        f"{len(layouts(many))} layouts of {many.world_size:,} GPUs": lambda: layouts(many),
         "render all launch files": lambda: files.render(eight),
     }
     print()

@@ -11,7 +11,6 @@ Word counts (TF-IDF) with a linear model and the same labels say what a score is
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorWithPaddin
 from course_utils.data import load_classification, load_language_modelling
 from course_utils.data.sampling import LengthGroupedBatchSampler
 from course_utils.models import load_classifier, load_masked_lm, load_tokenizer
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.training.evaluation import macro_f1
 from course_utils.training.schedules import make_scheduler
 
@@ -170,10 +170,10 @@ def rounded(value) -> float:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of pretraining")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per setting, each with its own pretraining")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pretraining.json")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=from_to(1), default=2000, help="optimizer steps of pretraining")
+    parser.add_argument("--seeds", type=from_to(1), default=3, help="runs per setting, each with its own pretraining")
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "pretraining.json")
     arguments = parser.parse_args()
 
     tokenizer, data = load_tokenizer(), load_classification()

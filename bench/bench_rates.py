@@ -8,7 +8,6 @@ The seeds are 100 to 102; the lesson and bench_because.py use others. AdamW is r
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from statistics import mean
@@ -22,6 +21,7 @@ from course_utils.data import load_classification
 from course_utils.data.batches import ShuffledBatches
 from course_utils.lessons.lesson_01 import comparisons
 from course_utils.models import load_tokenizer
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 
 SEEDS = (100, 101, 102)
 PLAIN, ADAPTIVE, ENCODER = (0.1, 0.3, 1.0, 2.0), (0.01, 0.03, 0.1), (1e-3, 3e-3, 1e-2, 3e-2)
@@ -29,9 +29,9 @@ TRIED = {"SGD": PLAIN, "momentum": PLAIN, "RMS step": ADAPTIVE, "Adam": ADAPTIVE
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=0, help="0: as many as in the lesson")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rates.json")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=from_to(0), default=0, help="0: as many as in the lesson")
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "rates.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data, tokenizer = load_classification(), load_tokenizer()

@@ -9,7 +9,6 @@ validation rows; every number here is accuracy on test rows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from course_utils.lessons.lesson_14.runs import (
     train_run,
 )
 from course_utils.models.vision_language import PatchReader, vision_config
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.training.part_rates import PartRatesTrainer
 
 BUDGETS = (1, 2, 4, 8, 16)
@@ -126,11 +126,11 @@ PARTS = {"budget": (budget, 3), "loss": (loss, 3), "tower": (tower, 3)}  # and h
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=0, help="0: 3")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "relevance.json")
+    parser.add_argument("--steps", type=from_to(1), default=300)
+    parser.add_argument("--seeds", type=from_to(0), default=0, help="0: 3")
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "relevance.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     report = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}

@@ -8,7 +8,6 @@ is what it does when nothing is set. Every number is a ratio to PASSIVE with one
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 from statistics import median
 
 import record
+
+from course_utils.recipes.command_line import Parser, file_to_write
 
 SPINS = (0, 500, 1_000, 5_000)
 STEPS, ROUNDS = 40, 3
@@ -55,9 +56,9 @@ def seconds_of(*children: subprocess.Popen) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--child", action="store_true", help="measure in this process and print the seconds of a step")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "threads.json")
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "threads.json")
     arguments = parser.parse_args()
     if arguments.child:
         print(step_seconds())

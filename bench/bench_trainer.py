@@ -10,7 +10,6 @@ evaluates nor saves: what is left is its bookkeeping around each step. Its count
 walks through the parameter tensors, so a deep model pays more than a wide one.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ from transformers import TrainerCallback, default_data_collator, set_seed
 from course_utils import teach
 from course_utils.data.batches import ShuffledBatches
 from course_utils.models import load_classifier
+from course_utils.recipes.command_line import Parser, file_to_write, from_to
 from course_utils.training.loop import LoopConfig, train
 from course_utils.training.optim import parameter_groups
 from course_utils.training.settings import quiet_trainer
@@ -97,11 +97,11 @@ def counter_milliseconds(sizes, device, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of one run (default: 60)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each (default: 5)")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=from_to(1), default=60, help="optimizer steps of one run (default: 60)")
+    parser.add_argument("--rounds", type=from_to(1), default=5, help="measured runs of each (default: 5)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "trainer.json")
+    parser.add_argument("--out", type=file_to_write, default=Path(__file__).parent / "results" / "trainer.json")
     settings = parser.parse_args()
 
     teach.start()

@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,9 @@ def main() -> int:
         check_program(
             "C++ compiler",
             (os.environ.get("CXX", "c++"), "g++", "clang++"),
-            "only torch.compile needs one (Debian: apt install g++)",
+            "only torch.compile and an operator of lesson 07 need one (Debian: apt install g++ python3-dev)",
         ),
+        check_headers(),
         check_program("Chromium", ("chromium",), "only the browser tests need it (Debian: apt install chromium)"),
         check_hub(),
     ]
@@ -239,6 +241,14 @@ def check_program(name: str, commands: tuple[str, ...], why: str) -> Finding:
     """An optional program: its path, or who needs it."""
     path = next(filter(None, map(shutil.which, commands)), None)
     return Finding(name, path or f"none: {why}")
+
+
+def check_headers(folder: str = sysconfig.get_path("include")) -> Finding:
+    """Python's headers, which Debian and Ubuntu keep in a package of their own: torch.compile includes them."""
+    found = Path(folder, "Python.h").exists()
+    return Finding(
+        "Python.h", folder if found else "none: only torch.compile needs it (Debian: apt install python3-dev)"
+    )
 
 
 def check_hub() -> Finding:

@@ -10,6 +10,7 @@ library only, and no recent syntax, so that an old Python gets a sentence instea
 import hashlib
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,14 +57,27 @@ def missing_prerequisite(version=None, have_ensurepip=None):
     return None
 
 
-def install(root, gpu=False):
+def other_python():
+    """The first of python3.11 and python3.12 on this system that can create .venv, or ``None``.
+
+    A system may have two: Docker's image of Python 3.12 also holds Debian's python3.11, which cannot install pip.
+    """
+    ask = f"import ensurepip, sys; sys.exit(sys.version_info[:2] not in {SUPPORTED})"
+    for version in SUPPORTED:
+        program = shutil.which("python{}.{}".format(*version))
+        if program and subprocess.run([program, "-c", ask], stderr=subprocess.DEVNULL).returncode == 0:
+            return program
+    return None
+
+
+def install(root, gpu=False, python=sys.executable):
     """Create .venv where it is missing and install requirements.txt; the stamp is written only after success."""
     venv = root / ".venv"
     # An older stamp must not survive a half-finished installation of newer pins.
     stamp_file(root).unlink(missing_ok=True)
     if not (venv / "bin" / "pip").exists():
-        print("set-up: creating .venv", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        print("set-up: creating .venv with " + python, flush=True)
+        subprocess.run([python, "-m", "venv", str(venv)], check=True)
     print("set-up: installing requirements.txt (a few minutes, once)", flush=True)
     pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     pip += [] if sys.stdout.isatty() else ["--quiet"]  # progress bars only where a person watches them
@@ -106,9 +120,10 @@ def main(root=ROOT, gpu=False):
         return 0
     # An existing .venv has its own Python; only a new one depends on this one.
     problem = None if (root / ".venv" / "bin" / "pip").exists() else missing_prerequisite()
-    if problem is None:
+    python = sys.executable if problem is None else other_python()
+    if python is not None:
         try:
-            install(root, gpu)
+            install(root, gpu, python)
             return 0
         except subprocess.CalledProcessError as error:
             problem = "`{}` failed with exit code {}; its message is above".format(

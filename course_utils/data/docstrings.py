@@ -105,7 +105,8 @@ def read_libraries(libraries: Iterable[str] = LIBRARIES) -> list[Docstring]:
     from tqdm import tqdm
 
     tasks = _tasks(libraries)
-    command = [sys.executable, "-m", "course_utils.data.docstrings", *libraries]
+    # The package imports this module before it is run: right here, and Python would warn of it in a learner's notebook.
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "course_utils.data.docstrings", *libraries]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as helper, tempfile.TemporaryFile() as drained:
         # The helper's output is kept flowing, or a full pipe would stop it.
         copier = threading.Thread(target=shutil.copyfileobj, args=(helper.stdout, drained))

@@ -2,6 +2,7 @@
 
     python -m course_utils.launch plan  --model Qwen/Qwen3-8B --nodes 2 --gpu H100-80GB      # does it fit, how fast?
     python -m course_utils.launch plan  --nodes 64 --max_steps 100000 --strategies           # days on 512 GPUs
+    python -m course_utils.launch plan  --nodes 512 --global_batch 4096 --layouts            # 3D, pipelines included
     python -m course_utils.launch write --model Qwen/Qwen3-8B --nodes 2 --folder launch      # the launch files
     python -m course_utils.launch write --spec run.yaml --micro_batch 4 --overwrite          # a file; flags win
     python -m course_utils.launch check launch                                               # asked against resolved
@@ -21,11 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from course_utils.errors import SpecError
+from course_utils.errors import SpecError, out_of_range
 from course_utils.launch.spec import Spec
 from course_utils.launch.spec.read import read_fields
 from course_utils.launch.spec.yaml_text import load_yaml
 
+MOST_LAYOUTS = 16  # lines of --layouts
 LONGEST = 600  # characters of an error: one sentence, whatever a value was
 
 
@@ -65,10 +67,12 @@ def build_parser() -> Parser:
         "plan",
         parents=[fields],
         help="memory, speed, cost, and days when machines fail: does it fit?",
-        usage=usage % "plan" + " [--strategies] [--layouts]",
+        usage=usage % "plan" + " [--strategies] [--layouts] [--stages N]",
     )
     plan.add_argument("--strategies", action="store_true", help="compare all strategies on days and cost")
-    plan.add_argument("--layouts", action="store_true", help="FSDP2's: copies x shards x GPUs that share a matrix")
+    plan.add_argument(
+        "--layouts", action="store_true", help="FSDP2's: copies x shards x GPUs that share a matrix x stages"
+    )
     write = commands.add_parser(
         "write",
         parents=[fields],
@@ -76,6 +80,8 @@ def build_parser() -> Parser:
         usage=usage % "write" + " [--folder FOLDER] [--overwrite]",
     )
     write.add_argument("--folder", default="launch", help="where to (default: launch)")
+    for command in (plan, write):  # `write` says why not
+        command.add_argument("--stages", default="1", metavar="N", help="of a pipeline: planned only (default: 1)")
     write.add_argument("--overwrite", action="store_true", help="replace launch files that are there")
     check = commands.add_parser("check", help="compare launch files with the spec.yaml beside them")
     check.add_argument(
@@ -103,10 +109,23 @@ def _metavar(field: Any) -> str:
     return "[A, B, ...]" if isinstance(field.default, tuple) else "VALUE"
 
 
-def read_spec(given: argparse.Namespace) -> Spec:
+def read_stages(given: argparse.Namespace) -> int:
+    """Stages of a pipeline.
+
+    Raises:
+        SpecError: no whole number >= 1.
+    """
+    number = read_value(given.stages)
+    if type(number) is not int or number < 1:
+        raise out_of_range("stages", number, "a whole number >= 1")
+    return number
+
+
+def read_spec(given: argparse.Namespace, stages: int = 1) -> Spec:
     """The spec of ``--spec`` with the fields given as flags; text stays text, whatever YAML makes of it.
 
-    Only a model may be a mapping: one of sizes.
+    Only a model may be a mapping: one of sizes. With several stages the spec is that of one stage's machines, as
+    ``plan`` takes it.
     """
     fields = read_fields(given.spec) if given.spec else {}
     for name, field in Spec.model_fields.items():
@@ -117,23 +136,31 @@ def read_spec(given: argparse.Namespace) -> Spec:
                 if isinstance(field.default, str) and not (name == "model" and text.startswith("{"))
                 else read_value(text)
             )
-    return Spec(**fields)
+    if stages == 1:
+        return Spec(**fields)
+    nodes = fields.get("nodes", 1)
+    if not isinstance(nodes, int) or nodes % stages or not nodes:
+        raise out_of_range("stages", stages, f"a divisor of nodes={nodes!r}: each stage takes whole machines")
+    return Spec(**fields | {"nodes": nodes // stages, "hosts": ()})
 
 
 def plan(given: argparse.Namespace) -> int:
-    spec = read_spec(given)
+    stages = read_stages(given)
+    if stages > 1 and given.strategies:
+        raise SpecError(f"stages={stages} cannot be compared with --strategies; allowed: 1, or --layouts")
+    spec = read_spec(given, stages)
     from course_utils.launch.planner.budget import budget_table, days_table
     from course_utils.launch.planner.layouts import layouts
     from course_utils.launch.planner.plan import plan as plan_of
     from course_utils.launch.planner.plan import strategies
     from course_utils.launch.planner.report import plan_table
 
-    found = plan_of(spec)
+    found = plan_of(spec, stages=stages)
     print(plan_table(found), budget_table(found), sep="\n\n")
     if given.strategies:
         print("", days_table(strategies(spec)), sep="\n")
     if given.layouts:
-        print("", days_table(layouts(spec)), sep="\n")
+        print("", days_table(layouts(spec, stages), MOST_LAYOUTS), sep="\n")
     return 0 if found.fits else 1
 
 
@@ -147,6 +174,8 @@ def families(given: argparse.Namespace) -> int:
 def write(given: argparse.Namespace) -> int:
     from course_utils.launch.files.write import write as write_files
 
+    if (stages := read_stages(given)) > 1:
+        raise SpecError(f"stages={stages} is planned, but no launch file runs a pipeline; allowed with `write`: 1")
     for path in write_files(read_spec(given), given.folder, given.overwrite):
         print(path)
     return 0

@@ -28,7 +28,8 @@ from course_utils.parallel.data_parallel_runs import dealt_in_turn, stacked
 from course_utils.parallel.deepspeed_runs import BATCH, begin, bytes_held, facts, on_gpus, run_batches
 
 OPTIMIZERS = ("reference", "trainer", "block")
-ADAMW = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}}  # torch's: no C++ build
+# torch_adam: torch's own, which needs no C++ build.
+ADAMW = {"type": "AdamW", "params": {"lr": "auto", "eps": "auto", "weight_decay": "auto", "torch_adam": True}}
 
 
 @contextmanager
@@ -92,6 +93,7 @@ def training_arguments(folder: str, steps: int, accumulation: int, config: dict[
         "gradient_accumulation_steps": accumulation,
         "learning_rate": reference.LEARNING_RATE,
         "weight_decay": reference.WEIGHT_DECAY,
+        "adam_epsilon": reference.EPS,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
         "logging_steps": 1,
@@ -149,6 +151,7 @@ def train_trainer(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         engine = trainer.model_wrapped
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return {
             "before": before,
             "resolved": _plain(trainer.accelerator.state.deepspeed_plugin.deepspeed_config),
@@ -156,7 +159,7 @@ def train_trainer(
             "groups": len(engine.optimizer.param_groups),
             "bytes": bytes_held(engine),
             "norm": float(model.model.norm.weight.detach().mean()) if stage < 3 else None,
-            **facts(engine, model, [e["loss"] for e in trainer.state.log_history if "loss" in e], accumulation),
+            **facts(engine, model, losses, accumulation, seed, source),
         }
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from course_utils.parallel import reference
 from course_utils.parallel.data_parallel_runs import dealt_in_turn, stacked
 from course_utils.parallel.held import held, local
-from course_utils.parallel.sharded import join, make_adamw, my_rows, rehearsal, set_up, shard_shapes, whole_weights
+from course_utils.parallel.sharded import join, my_rows, rehearsal, set_up, shard_shapes, whole_weights
 from course_utils.parallel.zero import STAGES
 
 KINDS = ("ddp", *STAGES, "fully_shard", "fsdp1", "fsdp2", "fsdp2_trainer")
@@ -207,7 +207,7 @@ def _one_group() -> type:
 
     class OneGroup(Trainer):
         def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-            self.optimizer = make_adamw(list((self.model if model is None else model).parameters()))
+            self.optimizer = reference.new_optimizer(self.model if model is None else model)
             return self.optimizer
 
     return OneGroup

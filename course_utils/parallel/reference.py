@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ VOCAB_SIZE = 512
 SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}
 MAX_LENGTH = 24
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
+# A gradient that ought to be 0 is rounding noise of 1e-9, another one for each order of adding. AdamW divides by its
+# size plus eps: torch's 1e-8 makes noticeable steps of it, and two right runs would differ by chance.
+EPS = 1e-6
 
 
 def new_model(seed: int = 0, **overrides: Any) -> nn.Module:
@@ -38,7 +42,12 @@ def new_model(seed: int = 0, **overrides: Any) -> nn.Module:
 
 def new_optimizer(model: nn.Module) -> torch.optim.AdamW:
     """AdamW as every compared run uses it: one group, torch's loop over tensors (``foreach=False``)."""
-    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, foreach=False)
+    return adamw(model.parameters())
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """``new_optimizer``'s settings for some parameters."""
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, eps=EPS, weight_decay=WEIGHT_DECAY, foreach=False)
 
 
 @functools.cache

@@ -79,11 +79,6 @@ def my_rows(batch: Batch, device: torch.device) -> Batch:
     return to_device(reference.share(batch, dist.get_rank(), dist.get_world_size()), device)
 
 
-def make_adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    """``reference.new_optimizer``'s settings for a list of parameters."""
-    return torch.optim.AdamW(parameters, lr=reference.LEARNING_RATE, weight_decay=reference.WEIGHT_DECAY, foreach=False)
-
-
 def whole_weights(model: nn.Module) -> Tensor:
     """All parameters in one row, float32, on every rank: DTensors are gathered (every rank must call it)."""
     from torch.distributed.tensor import DTensor
@@ -107,7 +102,7 @@ def set_up(kind: str, model: nn.Module, **options: Any) -> tuple[nn.Module, Any,
         kind: any of ``KINDS`` but "fsdp2_trainer".
     """
     if kind in STAGES:
-        zero = STAGES[kind](model, list(model.model.layers), make_adamw, **options)
+        zero = STAGES[kind](model, list(model.model.layers), reference.adamw, **options)
         shards = {f"unit {number}": list(unit.own.shape) for number, unit in enumerate(zero.units)}
         facts = {"distributed_type": None, "wrapper": type(zero).__name__, "shards": shards}
         facts["gathered"] = zero.gathered_bytes if kind == "zero3" else lambda: 0  # else they are the parameters
@@ -117,13 +112,13 @@ def set_up(kind: str, model: nn.Module, **options: Any) -> tuple[nn.Module, Any,
         model, optimizer, accelerate_type = _prepare(model, **options)
     elif kind == "fsdp1":
         model = _fsdp1(model, **options)
-        optimizer = make_adamw(list(model.parameters()))
+        optimizer = reference.new_optimizer(model)
     elif kind == "ddp":
         model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-        optimizer = make_adamw(list(model.parameters()))
+        optimizer = reference.new_optimizer(model)
     else:
         model = shard(model, **options)
-        optimizer = make_adamw(list(model.parameters()))
+        optimizer = reference.new_optimizer(model)
 
     def step() -> None:
         optimizer.step()
@@ -143,7 +138,7 @@ def _prepare(model: nn.Module, environment: dict[str, str] | None = None, **opti
     with variables(environment or {}):
         plugin = None if environment else FullyShardedDataParallelPlugin(fsdp_version=2, **(settings | options))
         accelerator = Accelerator(fsdp_plugin=plugin)
-    model, optimizer = accelerator.prepare(model, make_adamw(list(model.parameters())))
+    model, optimizer = accelerator.prepare(model, reference.new_optimizer(model))
     return model, optimizer, accelerator.distributed_type.name
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 FILE = "run.json"
+PREFLIGHT = "preflight.json"  # of recipes/preflight, which the launch scripts start first
 
 
 class WrongRun(RuntimeError):
@@ -78,6 +79,28 @@ def describe(trainer: Trainer) -> dict[str, Any]:
         "effective_batch": effective_batch(trainer),
         **_sharding(trainer),
     }
+
+
+def preflight(folder: str | Path) -> dict[str, Any]:
+    """What the preflight found before this run: ``{"preflight": {...}}``, and ``{}`` where it wrote nothing readable.
+
+    ``at`` is its time; ``bandwidth`` (bytes: GB/s) and ``network`` are rank 0's, ``links`` the slowest and the fastest
+    between machines (GB/s, empty on one machine).
+    """
+    try:
+        found = json.loads((Path(folder) / PREFLIGHT).read_text(encoding="utf-8"))
+        first, speeds = found["ranks"][0], [speed for rank in found["ranks"] for speed in rank["links"].values()]
+        return {
+            "preflight": {
+                "at": found["at"],
+                "problems": found["problems"],
+                "bandwidth": first["bandwidth"],
+                "links": [min(speeds), max(speeds)] if speeds else [],
+                "network": first["transport"]["network"],
+            }
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def local_numel(parameter: torch.Tensor) -> int:
@@ -196,6 +219,7 @@ class WriteRun(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.facts |= describe(self.trainer) | {"resumed_from": state.global_step, "state": "running"}
+        self.facts |= preflight(args.output_dir)
         self._write(args)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -7,16 +7,20 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+LARGEST = {int: 2**31 - 1, float: 1e30}  # torch, Arrow and C go on with 32 bits, and float32 ends at 3e38
+
 
 def refuse(sentence: object) -> NoReturn:
-    """End the program: what was given is the user's to repair, so there is no traceback."""
-    print(f"error: {' '.join(str(sentence).split())}", file=sys.stderr, flush=True)
+    """End the program: what was given is the user's to repair, so there is no traceback; a word of pages is cut."""
+    text = re.sub(r"(\S{80})\S{300,}(\S{40})", r"\1...\2", " ".join(str(sentence).split()))
+    print(f"error: {text}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
@@ -62,17 +66,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def from_to(lowest: float, highest: float = math.inf, kind: type = int) -> Callable[[str], float]:
-    """A flag's ``type``: reads a finite number of ``kind`` in ``[lowest, highest]``; argparse names the flag."""
+    """A flag's ``type``: a number of ``kind`` in ``[lowest, highest]``, at most ``LARGEST``; argparse names it."""
     numbers = "a whole number" if kind is int else "a number"
     allowed = f"{numbers} >= {lowest}" if highest == math.inf else f"{numbers} from {lowest} to {highest}"
+    most = LARGEST[kind] if highest == math.inf else highest
 
     def read(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (lowest <= value <= highest and math.isfinite(value)):
-            raise ArgumentTypeError(f"{text!r} is out of range; allowed: {allowed}")
+        if not lowest <= value <= most:
+            beyond = f" and <= {most}" if highest == math.inf and value > most else ""
+            raise ArgumentTypeError(f"{text!r} is out of range; allowed: {allowed}{beyond}")
         return value
 
     return read

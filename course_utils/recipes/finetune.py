@@ -46,6 +46,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 from course_utils.parallel.what_ran import WriteRun, WrongRun, check_ranks
@@ -59,7 +60,7 @@ from course_utils.training.evaluation import macro_f1
 from course_utils.training.loop import summed_cross_entropy
 from course_utils.training.owned_folder import owned_folder
 from course_utils.training.resume import MarkComplete, NothingLeft, StopIfDone
-from course_utils.training.stop_on_signal import StopOnSignal
+from course_utils.training.stop_on_signal import StopOnSignal, ends_with_launcher
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -79,7 +80,8 @@ def build_trainer(config: Config, args: TrainingArguments) -> tuple[GoingOn, Wri
     """Data, model and Trainer, ready to train, and who writes run.json; raises if not what was asked would run."""
     set_seed(args.seed)  # on every rank the same: new weights must agree before they are wrapped
     tokenizer = load_words(config)
-    with args.main_process_first(desc="data"):  # one process of each machine fills the cache, the others read it
+    # One process fills the cache and the others read it: one of the job on a shared disk, else one of each machine.
+    with args.main_process_first(local=not finetune_data.has_one_cache(args), desc="data"):
         splits = finetune_data.load_rows(config)
         rows = finetune_data.tokenize(splits, tokenizer, config)
     is_classifier = config.task == "classification"
@@ -112,11 +114,12 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Train or go on training; returns the Trainer, whose ``state`` knows the losses."""
     with ExitStack() as held:
         try:
-            config, args = read_settings(arguments)
-            held.enter_context(owned_folder(args.output_dir))
-            trainer, report = build_trainer(config, args)
-            facts = made_with(trainer)
-            checkpoint = choose_checkpoint(config, trainer, report, facts)
+            with ends_with_launcher():
+                config, args = read_settings(arguments)
+                held.enter_context(owned_folder(args.output_dir))
+                trainer, report = build_trainer(config, args)
+                facts = made_with(trainer)
+                checkpoint = choose_checkpoint(config, trainer, report, facts)
         except (ValueError, OSError, ImportError, WrongRun) as error:  # the user's to repair: no traceback
             refuse(error)
         trainer.add_callback(MarkComplete(lambda: facts | position(trainer, report)))
@@ -136,4 +139,4 @@ def main(arguments: list[str] | None = None) -> Trainer:
 
 
 if __name__ == "__main__":
-    main()
+    record(main)()  # an exception also goes to the rank's error.json, where torchrun was given a log folder

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course_utils.data import load_classification, load_language_modelling
+from course_utils.parallel.shared_folder import seen_by_all
 from course_utils.recipes.command_line import from_folder_or_hub
 from course_utils.recipes.json_lines import NO_ROOM, read_table, words_for
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 COLUMNS = {"classification": ({"text", "label"},), "causal_lm": ({"prompt", "completion"}, {"text"})}
 MARGIN = 64  # tokens behind a cut that may be other ones than in the whole text; measured: 1 or 2
+
+
+def has_one_cache(args: TrainingArguments) -> bool:
+    """Whether all ranks prepare data in one folder; ``args`` has brought them together."""
+    from datasets import config
+
+    return args.world_size == 1 or seen_by_all(config.HF_DATASETS_CACHE)
 
 
 def load_rows(config: Any) -> DatasetDict:
@@ -48,11 +57,19 @@ def _named_splits(config: Any) -> DatasetDict:
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    is_folder = Path(config.dataset_name).is_dir()
     try:
         with from_folder_or_hub(config.dataset_name, "dataset"):
             splits = load_dataset(config.dataset_name, config.dataset_config)
-    except DatasetGenerationError as error:
-        raise ValueError(f"dataset_name={config.dataset_name!r} cannot be read: {error.__cause__ or error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever reads csv, JSON or parquet raises: StopIteration for an empty file
+        if not is_folder and not isinstance(error, DatasetGenerationError):
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())[:300] or "an empty file"
+        raise ValueError(
+            f"dataset_name={config.dataset_name!r} cannot be read ({reason}); allowed: whole files, UTF-8"
+        ) from error
     wanted = {"train": config.dataset_train_split, "validation": config.dataset_test_split}
     if wanted["train"] not in splits:
         raise ValueError(f"dataset_train_split={wanted['train']!r} is not known; allowed: {', '.join(splits)}")

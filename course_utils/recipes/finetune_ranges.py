@@ -8,12 +8,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from course_utils.recipes.command_line import LARGEST
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
 class Range(NamedTuple):
-    """Numbers from ``lowest`` to ``highest``, both allowed unless ``open_ends`` says "(" or ")" or both."""
+    """Numbers from ``lowest`` to ``highest``, both allowed unless ``open_ends`` says "(" or ")" or both.
+
+    Without a ``highest`` of its own a number may be as large as ``LARGEST``.
+    """
 
     lowest: float
     highest: float = math.inf
@@ -23,7 +28,11 @@ class Range(NamedTuple):
     def __contains__(self, value: Any) -> bool:
         low = value > self.lowest if "(" in self.open_ends else value >= self.lowest
         high = value < self.highest if ")" in self.open_ends else value <= self.highest
-        return low and high and math.isfinite(value) and not (self.whole and value != int(value))
+        return low and high and abs(value) <= self.most and not (self.whole and value != int(value))
+
+    @property
+    def most(self) -> float:
+        return LARGEST[int if self.whole else float] if self.highest == math.inf else self.highest
 
     def __str__(self) -> str:
         words = "a whole number" if self.whole else "a number"
@@ -34,6 +43,7 @@ class Range(NamedTuple):
 
 
 COUNT, COUNT_OR_0 = Range(1), Range(0)
+PROCESSES = 1024  # of one machine; more would only bring it down
 POSITIVE, POSITIVE_OR_0 = Range(0, whole=False, open_ends="("), Range(0, whole=False)
 SHARE = Range(0, 1, whole=False, open_ends=")")
 SEED = Range(0, 2**32 - 1)  # NumPy's
@@ -59,8 +69,8 @@ RANGES = {  # every number of TrainingArguments; a test compares the names
     "save_steps": POSITIVE,
     "seed": SEED,
     "data_seed": SEED,
-    "dataloader_num_workers": COUNT_OR_0,
-    "dataloader_prefetch_factor": COUNT,
+    "dataloader_num_workers": Range(0, PROCESSES),
+    "dataloader_prefetch_factor": Range(1, PROCESSES),
     "ddp_bucket_cap_mb": COUNT,
     "ddp_timeout": COUNT,
     "local_rank": Range(-1),
@@ -68,7 +78,7 @@ RANGES = {  # every number of TrainingArguments; a test compares the names
     # The oldest go before the newest is marked: with one, a kill in between would leave nothing to go on from.
     "save_total_limit": Range(2),
 }
-OWN_RANGES = {"max_length": Range(2), "lora_r": COUNT, "lora_alpha": COUNT, "lora_dropout": SHARE}
+OWN_RANGES = {"max_length": Range(2), "lora_r": Range(1, 2**16), "lora_alpha": COUNT, "lora_dropout": SHARE}
 SAYS_OTHERWISE = {"max_steps": ", or -1 for num_train_epochs"}
 
 
@@ -79,7 +89,10 @@ def check_ranges(settings: Any, ranges: dict[str, Range]) -> None:
         if value is None or (name == "max_steps" and value == -1):
             continue
         if isinstance(value, (str, bool)) or value not in allowed:
-            raise ValueError(f"{name}={value} is out of range; allowed: {allowed}{SAYS_OTHERWISE.get(name, '')}")
+            huge = allowed.highest == math.inf and isinstance(value, (int, float)) and value > allowed.most
+            beyond = f" and <= {allowed.most}" if huge else ""
+            more = SAYS_OTHERWISE.get(name, "")
+            raise ValueError(f"{name}={value} is out of range; allowed: {allowed}{beyond}{more}")
 
 
 def check_ignored(config: Any, course_models: dict[str, str]) -> None:
@@ -111,6 +124,9 @@ def check_together(config: Any, args: TrainingArguments) -> None:
         "do_eval=True is read by nothing here; allowed: --eval_strategy steps or epoch": args.do_eval and not evaluates,
         f"eval_file={config.eval_file!r} is read by nothing; allowed: with --eval_strategy steps or "
         "epoch": config.eval_file and not (evaluates or args.eval_on_start),
+        "eval_on_start=True has nothing to evaluate; allowed: with --eval_file": args.eval_on_start
+        and config.train_file
+        and not config.eval_file,
         f"fsdp_config={args.fsdp_config!r} is read by nothing; allowed: with --fsdp": args.fsdp_config
         and not args.fsdp,
     }

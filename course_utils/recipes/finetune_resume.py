@@ -18,7 +18,14 @@ from transformers import Trainer, TrainingArguments
 from course_utils.parallel.what_ran import WriteRun, WrongRun, data_ranks
 from course_utils.recipes.finetune_data import fingerprint
 from course_utils.recipes.finetune_settings import Config
-from course_utils.training.checked_loading import CheckedLoading, check_trainer_state
+from course_utils.recipes.finetune_shards import check_shards
+from course_utils.training.checked_loading import (
+    OPTIMIZER,
+    SCHEDULER,
+    CheckedLoading,
+    check_trainer_state,
+    sentence_about,
+)
 from course_utils.training.resume import (
     COMPLETE,
     Facts,
@@ -149,6 +156,21 @@ def check_engine(checkpoint: Path, engine: str) -> None:
         )
 
 
+def check_parts(checkpoint: Path, engine: str, ranks: int | None) -> None:
+    """Raise ``DoesNotFit`` where something is missing that the Trainer would go on without, in silence.
+
+    Args:
+        ranks: processes of both runs; None: they differ, and no random state fits.
+    """
+    needed = {"DEEPSPEED": (), "FSDP": ("optimizer*", SCHEDULER)}.get(engine, (OPTIMIZER, SCHEDULER))
+    if ranks is not None:
+        needed += ("rng_state.pth",) if ranks == 1 else tuple(f"rng_state_{rank}.pth" for rank in range(ranks))
+    for name in needed:
+        with sentence_about(checkpoint, name):
+            if not any(checkpoint.glob(name)):
+                raise ValueError("it is not there, and neither does the manifest list it")
+
+
 def beginning(before: Facts, now: Facts, checkpoint: Path, engine: str) -> tuple[int, int] | None:
     """``(epoch, steps to skip in it)`` with the batch of ``now``; None where the batch is the same.
 
@@ -195,6 +217,8 @@ def choose_checkpoint(config: Config, trainer: GoingOn, report: WriteRun, now: F
         check_trainer_state(checkpoint, before["step"])
         check_engine(checkpoint, engine)
         beginning(before, now, checkpoint, engine)
+        check_parts(checkpoint, engine, args.world_size if before["processes"] == now["processes"] else None)
+        check_shards(checkpoint, engine, before["step"], now["processes"], exact=not args.fp16)
 
     chosen = agreed_checkpoint(args.output_dir, args.resume_from_checkpoint, check)
     if chosen is None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 from transformers import HfArgumentParser, TrainingArguments
 
 from course_utils.recipes import finetune_ranges
+from course_utils.recipes.finetune_named import check_json, check_named, json_object
 
 COURSE_MODELS = {"course/encoder": "classification", "course/causal": "causal_lm"}
 RESUME = ("true", "false", "adapt")
@@ -78,8 +79,8 @@ class Config:
                 "a folder, or a hub name"
             )
         path = Path(self.model_name_or_path)
-        is_path = path.is_absolute() or path.exists() or self.model_name_or_path.startswith((".", "~"))
-        if not self.model_name_or_path or (is_path and not (path / "config.json").is_file()):
+        is_path = path.is_absolute() or os.path.exists(path) or self.model_name_or_path.startswith((".", "~"))
+        if not self.model_name_or_path or (is_path and not os.path.isfile(path / "config.json")):
             raise ValueError(
                 f"model_name_or_path={self.model_name_or_path!r} has no config.json; allowed: a model's folder"
             )
@@ -104,7 +105,7 @@ class Config:
             )
         for name in ("train_file", "eval_file"):
             path = getattr(self, name)
-            if path and not (Path(path).is_file() and Path(path).suffix in (".json", ".jsonl")):
+            if path and not (os.path.isfile(path) and Path(path).suffix in (".json", ".jsonl")):
                 raise ValueError(f"{name}={path!r} is no such file; allowed: a file of JSON lines (.jsonl, .json)")
 
 
@@ -131,8 +132,10 @@ def read_settings(arguments: list[str] | None = None, description: str = "") -> 
     given = _shard_checkpoints(parser, given)
     early, _ = parser.parse_known_args(given)  # TrainingArguments computes with some numbers as it is made
     finetune_ranges.check_ranges(early, finetune_ranges.RANGES)
+    check_json(early)
     config, args = parser.parse_args_into_dataclasses(given)
     finetune_ranges.check_together(config, args)
+    check_named(args)
     if not (args.output_dir or "").strip():
         raise ValueError(f"output_dir={args.output_dir!r} is empty; allowed: a folder's name")
     args.output_dir = args.output_dir.replace("{run}", run_name(config, args))
@@ -173,18 +176,7 @@ def _shard_checkpoints(parser: Parser, given: list[str]) -> list[str]:
     early, _ = parser.parse_known_args(given)
     if not early.fsdp or "FSDP_STATE_DICT_TYPE" in os.environ:
         return given
-    settings = early.fsdp_config
-    if isinstance(settings, str) and not settings.lstrip().startswith("{"):
-        try:
-            settings = Path(settings).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"fsdp_config={early.fsdp_config!r} cannot be read: {error}") from error
-    try:
-        settings = json.loads(settings) if isinstance(settings, str) else settings or {}
-    except ValueError as error:
-        raise ValueError(f"fsdp_config={early.fsdp_config!r} is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"fsdp_config={early.fsdp_config!r} is no object; allowed: names and values")
+    settings = json_object("fsdp_config", early.fsdp_config)
     if not {"state_dict_type", "fsdp_state_dict_type"} & settings.keys():
         return [*given, f"--fsdp_config={json.dumps(settings | {'state_dict_type': 'SHARDED_STATE_DICT'})}"]
     return given

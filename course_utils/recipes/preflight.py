@@ -3,12 +3,15 @@
     torchrun --nproc-per-node=8 preflight.py --gpus=8 --output_dir=runs/finetune
     torchrun --nproc-per-node=8 preflight.py --gpus=8 --output_dir=runs/finetune --mode=stop --network=infiniband
 
-The launch scripts start it before the program, from a copy of this file: it needs torch and nothing of the course.
+The launch scripts start it before the program, from a copy in one file: that needs torch and nothing of the course.
 Every rank writes down what it sees; rank 0 compares, writes preflight.json into the output folder and says in one
 sentence each what is wrong, and on which machine. Exit code: 0, or 3 with ``--mode=stop`` where something is wrong.
 
 Bandwidth is NCCL's "bus bandwidth" (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md): the bytes
-per second that each GPU sends in an all-reduce of S bytes over n ranks, 2 (n - 1) / n x S / time.
+per second that each GPU sends in an all-reduce of S bytes over n ranks, 2 (n - 1) / n x S / time. An all-reduce is as
+fast as its slowest link, so between machines each link is measured too: every machine exchanges S bytes with the next
+one, and the last with the first, each GPU with its counterpart. A machine whose links are both slow has a slow link.
+With two machines there is one link, and no telling whose end of it is slow.
 """
 
 import argparse
@@ -26,12 +29,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from course_utils.recipes.preflight_verdict import problems
+
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "trl", "peft")
 SIZES = {"cuda": (2**20, 2**24, 2**28), "cpu": (2**16, 2**20, 2**22)}  # bytes of an all-reduce
-SLOW = {"cuda": 1.3, "cpu": 3.0}  # times the others' seconds for the same work; processor cores are shared
-SKEW = 5.0  # seconds between two machines' clocks
-ENOUGH = 0.5  # of the bandwidth that the plan assumed
-FAST_NETWORKS = ("infiniband", "efa", "roce")
 
 
 def read_options(words=None):
@@ -111,6 +112,47 @@ def bus_bandwidth(device, world):
     return found
 
 
+def rounds(machines):
+    """Pairs of neighbours on a ring of machines, in rounds: in each round every machine has one partner at most."""
+    if machines == 2:
+        return [[(0, 1)]]
+    ring = [(number, (number + 1) % machines) for number in range(machines)]
+    even = machines - machines % 2  # the last pair of an odd ring meets both the first machine and the last but one
+    return [part for part in (ring[0:even:2], ring[1:even:2], ring[even:]) if part]
+
+
+def links(device, rank, machine, each, machines):
+    """``{machine: GB/s}``: what this rank sends to its counterpart on each neighbour, while it receives as much.
+
+    Args:
+        each: ranks on a machine; rank i of one machine talks to rank i of another, all at the same time.
+    """
+    import torch
+    import torch.distributed as dist
+
+    found = {}
+    if machines < 2:
+        return found
+    size = SIZES[device.type][-1]
+    sent, received = (torch.ones(size // 4, device=device) for _ in range(2))
+    for pairs in rounds(machines):
+        partner = next((a + b - machine for a, b in pairs if machine in (a, b)), None)
+        dist.barrier()
+        if partner is not None:
+            peer = rank + (partner - machine) * each
+            times = [timed(lambda peer=peer: exchange(sent, received, peer), device) for _ in range(7)][2:]
+            found[partner] = size / statistics.median(times) / 1e9
+    return found
+
+
+def exchange(sent, received, peer):
+    import torch.distributed as dist
+
+    both = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
+    for work in dist.batch_isend_irecv(both):
+        work.wait()
+
+
 def transport(log):
     """How NCCL talks to other machines, from the text of its own log (NCCL_DEBUG=INFO).
 
@@ -137,56 +179,6 @@ def missing_ranks(store, world, timeout):
     return []
 
 
-def problems(facts, options):
-    """One sentence for everything that is wrong, naming the machine.
-
-    Args:
-        facts: of each rank in order, as ``look`` returns them.
-    """
-    found = []
-    hosts = [fact["host"] for fact in facts]
-    for name in sorted({name for fact in facts for name in fact["versions"]}):
-        values = [fact["versions"].get(name, "none") for fact in facts]
-        usual = statistics.mode(values)
-        odd = {host: value for host, value in zip(hosts, values, strict=True) if value != usual}
-        found += [f"{host} has {name} {value}, the others {usual}" for host, value in odd.items()]
-    middle = statistics.median_low(fact["clock"] for fact in facts)
-    late = {fact["host"]: fact["clock"] - middle for fact in facts if abs(fact["clock"] - middle) > SKEW}
-    found += [f"the clock of {host} is {lag:+.0f} s off" for host, lag in late.items()]
-    for host in dict.fromkeys(hosts):
-        found += of_machine(next(fact for fact in facts if fact["host"] == host), options)
-    usual = statistics.median_low(fact["work"] for fact in facts)
-    for rank, fact in enumerate(facts):
-        if fact["work"] > SLOW[fact["device"]] * usual:
-            found.append(
-                f"rank {rank} on {fact['host']} is slow: {fact['work'] / usual:.1f} times the others' time for the "
-                "same matrix products"
-            )
-    fastest = facts[0]["bandwidth"][str(max(map(int, facts[0]["bandwidth"])))]
-    if options.expect and fastest < ENOUGH * options.expect:
-        found.append(
-            f"all-reduce reaches {fastest:.1f} GB/s from {hosts[0]} to {hosts[-1]}, and the plan assumes "
-            f"{options.expect:g}"
-        )
-    return found
-
-
-def of_machine(fact, options):
-    host, found = fact["host"], []
-    if options.gpus and fact["gpus"] is not None and fact["gpus"] != options.gpus:
-        found.append(f"{host} shows {fact['gpus']} GPUs, {options.gpus} were asked for")
-    if fact["disk"] is None:
-        found.append(f"{host} cannot write to {options.output_dir}")
-    elif fact["disk"] < options.disk:
-        found.append(
-            f"{host} has {fact['disk']:.0f} GB free for {options.output_dir}, the checkpoints need {options.disk:.0f}"
-        )
-    if options.network in FAST_NETWORKS and fact["transport"]["network"] == "Socket":
-        devices = ", ".join(fact["transport"]["devices"]) or "an unnamed interface"
-        found.append(f"{host} talks over sockets ({devices}), {options.network} was asked for")
-    return found
-
-
 def look(options, device, world, log):
     """What this rank sees; JSON keeps no whole numbers as keys, so sizes are text."""
     import torch
@@ -196,8 +188,12 @@ def look(options, device, world, log):
     dist.barrier()
     clock = time.time()  # all ranks leave a barrier at nearly the same moment
     bandwidth = bus_bandwidth(device, world)
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    machine = int(os.environ.get("GROUP_RANK", 0))  # torchrun's number of it; two machines may have the same name
+    between = links(device, dist.get_rank(), machine, each, world // each)
     return {
         "host": socket.gethostname(),
+        "machine": machine,
         "versions": versions(),
         "clock": clock,
         "disk": free_disk(options.output_dir),
@@ -205,13 +201,15 @@ def look(options, device, world, log):
         "device": device.type,
         "work": work,
         "bandwidth": {str(size): speed for size, speed in bandwidth.items()},
+        "links": {str(other): speed for other, speed in between.items()},
         "transport": transport(log.read_text(errors="replace") if log.exists() else ""),
     }
 
 
 def report(facts, options, wrong):
     """preflight.json, whole or not at all; a folder that cannot be written to is among the problems already."""
-    text = json.dumps({"ranks": facts, "problems": wrong, "asked": vars(options)}, indent=1)
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = json.dumps({"at": began, "ranks": facts, "problems": wrong, "asked": vars(options)}, indent=1)
     folder = Path(options.output_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -271,9 +269,12 @@ def check(options, log):
 
 def say(facts, wrong):
     speeds = ", ".join(f"{speed:.2f} GB/s of {int(size):,} bytes" for size, speed in facts[0]["bandwidth"].items())
-    hosts = len({fact["host"] for fact in facts})
+    machines = len({(fact["machine"], fact["host"]) for fact in facts})
     network = facts[0]["transport"]["network"] or "unknown"
-    print(f"preflight: {len(facts)} ranks on {hosts} machines; all-reduce {speeds}; network: {network}", flush=True)
+    between = sorted(speed for fact in facts for speed in fact["links"].values())
+    slowest = f"; between machines {between[0]:.2f} to {between[-1]:.2f} GB/s" if between else ""
+    print(f"preflight: {len(facts)} ranks on {machines} machines; all-reduce {speeds}{slowest}; network: {network}")
+    sys.stdout.flush()
     for sentence in wrong:
         print(f"preflight: {sentence}", file=sys.stderr, flush=True)
 

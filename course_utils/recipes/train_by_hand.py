@@ -45,8 +45,8 @@ def read_settings(arguments: list[str] | None) -> argparse.Namespace:
     add("--max_length", type=from_to(3), default=48, help="tokens of a row; what is longer is cut")
     # model
     width = f"a multiple of {SIZE_STEP}; the course's configuration if unset"
-    add("--hidden_size", type=from_to(SIZE_STEP), help=width)
-    add("--num_hidden_layers", type=from_to(1), help="the course's configuration if unset")
+    add("--hidden_size", type=from_to(SIZE_STEP, 8192), help=width)
+    add("--num_hidden_layers", type=from_to(1, 512), help="the course's configuration if unset")
     # optimization
     rate = "at the end of the warm-up; a pretrained model wants ~5e-5"
     add("--max_steps", type=from_to(1), default=500, help="optimizer steps")

@@ -28,13 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import Qwen3ForCausalLM, SiglipVisionModel, TrainingArguments, set_seed
 
 from course_utils.data.visual_questions import IMAGE, KINDS, PATCHES, VqaCollator, scene_tokenizer, visual_questions
 from course_utils.models.vision_language import VisionLanguageModel, text_config, vision_config
 from course_utils.parallel import report
+from course_utils.parallel.shared_folder import seen_by_all
 from course_utils.parallel.what_ran import WriteRun, WrongRun, check_ranks
 from course_utils.recipes.command_line import folder_to_write, refusing
+from course_utils.recipes.finetune_named import check_json, check_named
 from course_utils.recipes.finetune_ranges import COUNT, COUNT_OR_0, POSITIVE_OR_0, RANGES, Range, check_ranges
 from course_utils.recipes.finetune_ranges import _check_reports as check_reports
 from course_utils.recipes.finetune_settings import Parser, of
@@ -44,7 +47,7 @@ from course_utils.training.vision_stages import patch_scores, pretrain_tower, to
 from course_utils.training.vqa import best_word, metrics_of
 
 OWN_RANGES = {
-    "scenes": COUNT,
+    "scenes": Range(1, 1_000_000),
     "keep": Range(1, PATCHES),
     "filler": COUNT_OR_0,
     "filler_weight": POSITIVE_OR_0,
@@ -70,10 +73,10 @@ class Config:
 
 
 def stages(config: Config, args: TrainingArguments, data: dict, vocabulary: dict[str, int]) -> dict[str, Any]:
-    """Tower weights, and scores of every row: made by one process a machine, read by the others."""
+    """Tower weights, and scores of every row: made by one process that sees ``output_dir``, read by the others."""
     path = Path(args.output_dir) / "stages.pt"
     wanted = {"scenes": config.scenes, "tower": config.tower_steps, "scorer": config.scorer_steps, "seed": args.seed}
-    with args.main_process_first(local=True, desc="stages 1 and 2"):
+    with args.main_process_first(local=not seen_by_all(args.output_dir), desc="stages 1 and 2"):
         if (found := read_stages(path)).get("made_with") == wanted:
             return found
         tower = pretrain_tower(data["train"], config.tower_steps, args.seed).tower
@@ -152,7 +155,9 @@ def read_settings(arguments: list[str] | None = None) -> tuple[Config, TrainingA
     parser.set_defaults(learning_rate=3e-3)
     early, _ = parser.parse_known_args(arguments)  # TrainingArguments computes with some numbers as it is made
     check_ranges(early, RANGES | OWN_RANGES)
+    check_json(early)
     config, args = parser.parse_args_into_dataclasses(arguments)
+    check_named(args)
     try:
         folder_to_write(args.output_dir or "")
     except ArgumentTypeError as error:
@@ -192,4 +197,4 @@ def main(arguments: list[str] | None = None) -> PartRatesTrainer:
 
 
 if __name__ == "__main__":
-    main()
+    record(main)()  # an exception also goes to the rank's error.json, where torchrun was given a log folder

@@ -3,7 +3,7 @@
 The manifest (``resume``) shows that a checkpoint is as it was written, not that this run can go on from it. A Trainer
 warns of missing weights, goes on without a rank's random state, and takes an optimizer or a scheduler of any shape: it
 fails, or does harm, some steps later. All of this is asked before training begins and before anything is written.
-Inside FSDP's and DeepSpeed's shards only the libraries look.
+FSDP's and DeepSpeed's shards: ``recipes.finetune_shards``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 
 from course_utils.training.checkpoint import random_state, set_random_state
-from course_utils.training.optimizer_state import check_optimizer_state, check_scheduler_state
+from course_utils.training.optimizer_state import check_latest, check_optimizer_state, check_scheduler_state
 from course_utils.training.resume import way_back
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
@@ -36,11 +38,18 @@ def sentence_about(checkpoint: str | Path, file: str) -> Iterator[None]:
         yield
     except (DoesNotFit, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch, pickle, safetensors, transformers: any of their kinds
-        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+    except (Exception, CheckpointException) as error:  # torch, pickle, safetensors, transformers: any of their kinds
+        failures = getattr(error, "failures", None)  # of ranks that loaded together: the first of them
+        cause = next(iter(failures.values()))[0] if failures else error
+        reason = " ".join(str(cause).replace(f"{checkpoint}/", "").split())[:300].rstrip(". ") or type(cause).__name__
         raise DoesNotFit(
             f"{checkpoint} does not fit this run: {reason} ({file}); allowed: {way_back(Path(checkpoint))}"
         ) from error
+
+
+def _first(checkpoint: str | Path, *names: str) -> str:
+    """The first of ``names`` that is there."""
+    return next((name for name in names if Path(checkpoint, name).exists()), "the checkpoint")
 
 
 def check_trainer_state(checkpoint: Path, step: int) -> None:
@@ -64,10 +73,19 @@ def check_trainer_state(checkpoint: Path, step: int) -> None:
 class CheckedLoading(Trainer):
     """Raises ``DoesNotFit`` while it loads, before ``on_train_begin``."""
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        try:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        except Exception as error:  # DeepSpeed loads in a function of transformers, not in a method of the Trainer's
+            if all(frame.name != "deepspeed_load_checkpoint" for frame in extract_tb(error.__traceback__)):
+                raise
+            folder = Path(resume_from_checkpoint or "")
+            with sentence_about(folder, next((path.name for path in folder.glob("global_step*")), "latest")):
+                raise
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        names = ("model.safetensors", "adapter_model.safetensors")
-        name = next((name for name in names if Path(resume_from_checkpoint, name).is_file()), "the weights")
-        with sentence_about(resume_from_checkpoint, name):
+        names = ("model.safetensors", "adapter_model.safetensors", "pytorch_model_fsdp_0")
+        with sentence_about(resume_from_checkpoint, _first(resume_from_checkpoint, *names)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -84,15 +102,20 @@ class CheckedLoading(Trainer):
         if checkpoint is None:
             return
         folder = Path(checkpoint)
+        step = json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"]
         if (folder / OPTIMIZER).is_file():  # sharded states lie in folders
             with sentence_about(folder, OPTIMIZER):
                 saved = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu", mmap=True)
                 check_optimizer_state(saved, self.optimizer)
+                if not saved["state"] and isinstance(getattr(self.optimizer, "optimizer", None), torch.optim.Adam):
+                    raise ValueError("it holds no moments")
+                counts = [entry["step"] for entry in saved["state"].values() if "step" in entry]
+                check_latest(map(float, counts), step, exact=not self.args.fp16)
         if (folder / SCHEDULER).is_file():
             with sentence_about(folder, SCHEDULER):
                 saved = torch.load(folder / SCHEDULER, weights_only=True)
                 check_scheduler_state(saved, getattr(self.lr_scheduler, "scheduler", self.lr_scheduler))
-        with sentence_about(folder, "optimizer or scheduler"):
+        with sentence_about(folder, _first(folder, OPTIMIZER, "optimizer_0")):
             super()._load_optimizer_and_scheduler(checkpoint)
         self._try_random_state(folder)
 

@@ -107,7 +107,8 @@ class Orders:
     def _round(self, numbers: list[int], per_step: int, steps: int) -> list[Any]:
         if self.rung.batches == "packed":
             rows = pack_documents([self.documents[i] for i in numbers], self.row_length, self.pad)
-            return [rows[part[0] : part[-1] + 1] for part in np.array_split(np.arange(len(rows)), steps)]
+            parts = np.array_split(np.arange(len(rows)), min(steps, len(rows)))  # the last round may be short
+            return [rows[part[0] : part[-1] + 1] for part in parts]
         if self.rung.batches == "grouped":
             numbers = sorted(numbers, key=lambda i: len(self.documents[i]))
         return [numbers[start : start + per_step] for start in range(0, len(numbers), per_step)]

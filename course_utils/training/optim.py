@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import functools
 import math
+import sysconfig
 from collections.abc import Callable, Iterable
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,7 +156,8 @@ class CompiledAdamW(ForeachAdamW):
     def __init__(self, *args, **kwargs):
         if not compiler_available():
             raise RuntimeError(
-                "CompiledAdamW needs a C++ compiler and none was found; install g++ (or set CXX), or use ForeachAdamW"
+                "CompiledAdamW needs a C++ compiler and Python's headers; "
+                "install g++ and python3-dev, or use ForeachAdamW"
             )
         super().__init__(*args, **kwargs)
         self._kernels: set[tuple[int, ...]] = set()  # the lists of parameters that have one
@@ -215,7 +218,8 @@ def _compiled_update() -> Callable:
 
 
 def compiler_available() -> bool:
-    """True when ``torch.compile`` finds a C++ compiler (environment variable CXX, then the usual names)."""
+    """True when ``torch.compile`` finds what it compiles with on a CPU: a C++ compiler (environment variable CXX, then
+    the usual names) and Python's headers, which Debian and Ubuntu keep in a package of their own (python3-dev)."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -223,7 +227,7 @@ def compiler_available() -> bool:
         get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError):
         return False
-    return True
+    return Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -7,6 +7,7 @@ missing rate or a rate of NaN are taken and fail, or do harm, some steps later. 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def check_optimizer_state(saved: Any, optimizer: torch.optim.Optimizer) -> None:
             raise ValueError(f"the optimizer's state {number!r} belongs to no parameter")
         if is_adam and (missing := _ADAM - entry.keys()):
             raise ValueError(f"the optimizer's state {number} has no {', '.join(map(repr, sorted(missing)))}")
-        _check_entry(number, entry, by_id[number])
+        check_entry(number, entry, by_id[number])
 
 
 def check_scheduler_state(saved: Any, scheduler: Any) -> None:
@@ -67,13 +68,35 @@ def check_scheduler_state(saved: Any, scheduler: Any) -> None:
             raise ValueError(f"the scheduler's {name!r} is {shown}; allowed: like {ours!r}")
 
 
-def _check_entry(number: int, entry: dict[str, Any], parameter: Tensor) -> None:
-    """The state of one parameter: its count of steps, and tensors of its shape."""
+def check_count(place: Any, value: Any) -> float:
+    """The steps that the optimizer counted for the parameter at ``place``; raises ``ValueError`` if it is no count."""
+    count = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < math.inf:
+        raise ValueError(f"the optimizer's state {place}['step'] is {value!r}; allowed: a number >= 0")
+    return count
+
+
+def check_latest(counts: Iterable[float], step: int, exact: bool) -> None:
+    """Raise ``ValueError`` unless the parameter that was updated most often was so at each of ``step`` steps.
+
+    Moments of an earlier checkpoint are of the right shape, and nothing else would tell them from the right ones.
+
+    Args:
+        counts: one a parameter; none: an optimizer that does not count.
+        exact: False: a loss scale (fp16) may have skipped some steps.
+    """
+    latest = max(counts, default=step)
+    if latest > step or (exact and latest != step):
+        raise ValueError(f"the optimizer counted {latest:g} steps in a checkpoint of step {step}")
+
+
+def check_entry(number: int, entry: dict[str, Any], parameter: Tensor) -> None:
+    """Raise ``ValueError`` unless the state of one parameter is a count of steps and tensors of its shape."""
+    if (known := _ADAM & entry.keys()) and (missing := sorted(_ADAM - known)):
+        raise ValueError(f"the optimizer's state {number} has no {missing[0]!r}")
     for name, value in entry.items():
         if name == "step":
-            count = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-            if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < math.inf:
-                raise ValueError(f"the optimizer's state {number}['step'] is {value!r}; allowed: a number >= 0")
+            check_count(number, value)
         elif name in _SHAPED and value is not None:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             if shape != tuple(parameter.shape):

@@ -5,7 +5,8 @@ SIGTERM. Transformers' own ``enable_jit_checkpoint`` waits three seconds in each
 ranks then stop at different steps and wait for each other for ever. Here all ranks decide together.
 
 A launcher that is killed with SIGKILL tells its ranks nothing, and they would go on beside the next start: each looks
-once a second whether its parent is still the one that started it.
+once a second whether its parent is still the one that started it. ``deepspeed`` is two processes, one above the other;
+the upper one, which the user started, is looked at too.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -55,15 +58,14 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else (Ray Train)
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        if "LOCAL_RANK" in os.environ and "RANK" in os.environ:  # a launcher's; a shell may end before its program
+        if _is_rank():
             self._ended.clear()
             parent = _parents.setdefault(os.getpid(), os.getppid())
             threading.Thread(target=self._watch_launcher, args=(parent,), daemon=True).start()
 
     def _watch_launcher(self, parent: int) -> None:
-        while os.getppid() == parent:
-            if self._ended.wait(LOOK):
-                return
+        if _wait_while_there(parent, self._ended):
+            return
         self.received = GONE
         if not self._ended.wait(GRACE):
             with contextlib.suppress(OSError):  # the launcher's end of a pipe is closed
@@ -81,6 +83,63 @@ class StopOnSignal(TrainerCallback):
         self._ended.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ends_with_launcher() -> Iterator[None]:
+    """Around what comes before training, where nothing is to be saved: without its launcher a rank ends, with code 1.
+
+    A model is loaded, or rows are tokenised, for minutes, and the folder is held meanwhile.
+    """
+    ended = threading.Event()
+
+    def watch(parent: int) -> None:
+        if _wait_while_there(parent, ended):
+            return
+        with contextlib.suppress(OSError):
+            print("error: the launcher is gone; nothing was trained yet", file=sys.stderr)
+        os._exit(1)
+
+    if _is_rank():
+        threading.Thread(target=watch, args=(_parents.setdefault(os.getpid(), os.getppid()),), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _is_rank() -> bool:
+    """Whether a launcher started this process; a shell may end before its program."""
+    return "LOCAL_RANK" in os.environ and "RANK" in os.environ
+
+
+def _wait_while_there(parent: int, ended: threading.Event) -> bool:
+    """False as soon as ``parent``, or DeepSpeed's process above it, is gone; True once ``ended`` is set."""
+    above = launchers_above(parent)
+    while os.getppid() == parent and all(map(_runs, above)):
+        if ended.wait(LOOK):
+            return True
+    return False
+
+
+def launchers_above(parent: int) -> list[psutil.Process]:
+    """The process that a user started, where it started ``parent`` and that one the ranks: DeepSpeed's runner.
+
+    No other: a shell, or an ssh session, may end before the program that it started.
+    """
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(parent)
+        if "deepspeed.launcher.launch" in process.cmdline() and (above := process.parent()) is not None:
+            words = [os.path.basename(word) for word in above.cmdline()[:4]]  # python, its options, the program
+            return [above] if {"deepspeed", "deepspeed.launcher.runner"} & set(words) else []
+    return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

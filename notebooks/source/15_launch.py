@@ -237,10 +237,10 @@ names = [one.name for one in every if not one.fits]
 teach.claim("only DDP does not fit", names == ["DDP"])
 
 # %% [markdown]
-# DDP also holds 16-bit copies of the weights, and **buckets**: a second copy of the gradients, which is sent. Where a
-# run does not fit, the planner takes the first change that helps: a smaller micro-batch, more sharding (from little to
-# much), checkpointing, offload, more machines, LoRA. `reshard_after_forward=False` keeps gathered weights until the
-# backward pass: it sends less than plain FSDP2, so it is tried before it. Plain FSDP2 leaves more room (figure above).
+# DDP also holds 16-bit copies of the weights, and **buckets**: a second copy of the gradients, which is sent. "No
+# reshard" (`reshard_after_forward=False`) keeps gathered weights until the backward pass: less is sent, less stays
+# free. Where a run does not fit, the planner takes the first change that helps: a smaller micro-batch, more sharding
+# (instead of DDP plain FSDP2), checkpointing, offload, more machines, LoRA.
 
 # %%
 print(verdict(plan(example.but(strategy="ddp"))))
@@ -581,6 +581,38 @@ work = 2000 * 3600  # seconds: some thousand failures
 simulated = work / goodput.simulate(work, 500, failures, saving, gpus=64, seed=seed)
 print(f"a failure an hour, saved every 500 s: goodput {expected:.2f}")
 teach.claim("simulated within 2%", abs(simulated / expected - 1) < 0.02)
+
+# %% [markdown]
+# ### Deeper: thousands of GPUs
+#
+# On hundreds of machines two more ways to divide the work join HSDP: tensor parallelism inside a machine, and a
+# **pipeline**. Its **stages** are groups of machines with some of the layers each; micro-batches pass through them one
+# after the other. With $p$ stages and $m$ micro-batches they are idle for $(p-1)/(m+p-1)$ of the time, the **bubble**
+# (Narayanan et al. 2021), and the first stage holds activations of $p$ micro-batches. Pipelines are planned here; no
+# launch file runs one. Four stages of one machine each:
+
+# %%
+from course_utils.lessons.lesson_15.pipeline_figure import pipeline_chart
+
+teach.show(pipeline_chart(plan(example.but(nodes=1), stages=4)))
+
+# %% [markdown]
+# The last stage also has the output layer, so it sets the pace. All layouts of Llama-3.1-70B on 4,096 GPUs:
+
+# %%
+from course_utils.launch.planner.budget import days_table
+from course_utils.launch.planner.layouts import layouts
+
+sizes = {"nodes": 512, "global_batch": 4096, "max_steps": 50_000}
+ways = layouts(example.but(model="meta-llama/Llama-3.1-70B", **sizes))
+print(days_table(ways, most=5))
+best_way = ways[0]
+others, m = best_way.stages - 1, best_way.pipeline.micro_batches
+bubble, by_hand = best_way.pipeline.bubble, others / (m + others)
+teach.claim("the bubble by hand, within 1%", abs(bubble - by_hand) < 0.01)
+alone = next(one for one in ways if one.stages == 1)
+longer = alone.speed.step / best_way.speed.step
+teach.claim("without a pipeline over 3x as long", longer > 3)
 
 # %% [markdown]
 # ### Deeper: MFU, measured here

@@ -154,3 +154,10 @@ def test_gpu_line_without_and_with_a_driver(monkeypatch):
     assert check.check_gpu() == check.Finding("GPU", "none: not needed")
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     assert "does not see a GPU" in check.check_gpu().value and check.check_gpu().problem is None
+
+
+def test_missing_headers_are_no_problem_but_are_said(tmp_path):
+    assert check.check_headers(str(tmp_path)).problem is None
+    assert "apt install python3-dev" in check.check_headers(str(tmp_path)).value
+    (tmp_path / "Python.h").touch()
+    assert check.check_headers(str(tmp_path)).value == str(tmp_path)

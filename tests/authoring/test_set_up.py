@@ -71,9 +71,28 @@ def test_an_unsuitable_python_gets_one_sentence():
 def test_without_ensurepip_nothing_is_created(tmp_path, monkeypatch, capsys):
     (tmp_path / "requirements.txt").write_text("numpy==1.0\n")
     monkeypatch.setattr(set_up.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(set_up.shutil, "which", lambda name: None)
     assert set_up.main(tmp_path) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(("able", "taken"), [("python3.11 python3.12", "python3.11"), ("python3.12", "python3.12")])
+def test_another_python_is_taken_where_this_one_does_not_suit(able, taken, tmp_path, monkeypatch):
+    """As in Docker's image of Python 3.12, where Debian's python3.11 has no ensurepip, and beside a Python 3.13."""
+    for name in ("python3.11", "python3.12"):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {int(name not in able)}\n")
+        (tmp_path / name).chmod(0o755)
+    used = []
+    monkeypatch.setattr(set_up, "missing_prerequisite", lambda: "python=3.13: the course needs 3.11 or 3.12")
+    monkeypatch.setattr(set_up, "install", lambda root, gpu, python: used.append(python))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert set_up.main(tmp_path) == 0 and used == [str(tmp_path / taken)]
+
+
+def test_make_takes_the_python_that_a_terminal_would_take():
+    assert make_target.commands("setup").startswith("python3 course_utils/authoring/set_up.py")
+    assert make_target.commands("setup", "PYTHON=python3.12").startswith("python3.12 ")
 
 
 def test_an_interrupted_creation_of_the_environment_is_repaired(tmp_path, monkeypatch):

@@ -145,6 +145,8 @@ def test_start_page_then_a_lesson_then_a_solved_exercise_on_the_start_page(brows
     page.get_by_text("Lesson 01: ●○○○○ 1 of 5 exercises solved.").wait_for(timeout=60_000)
     style = "pre => [getComputedStyle(pre).whiteSpace, getComputedStyle(pre).overflowX]"
     assert page.locator(".highlight pre").first.evaluate(style) == ["pre", "auto"], "a source is wrapped in mid-word"
+    breaks = "pre => [getComputedStyle(pre).wordBreak, getComputedStyle(pre).overflowWrap]"
+    assert page.locator(".jp-RenderedText pre").first.evaluate(breaks) == ["normal", "anywhere"]
     page.screenshot(path=tmp_path / "lesson.png")
 
     page.locator(".lm-TabBar-tabLabel", has_text="start.md").click()

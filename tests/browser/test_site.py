@@ -20,6 +20,8 @@ from course_utils.authoring.site.lessons import read_lessons
 WIDTHS = (390, 1280, 1920)
 LESSON = "lessons/01_training_loop.html"
 SECOND = "lessons/02_batches.html"
+CUT = """[...document.querySelectorAll('.bd-sidebar-secondary')]
+    .filter(bar => bar.offsetWidth && bar.scrollWidth > bar.clientWidth).map(bar => bar.className)"""
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,7 @@ def test_a_page_asks_nothing_of_the_network_and_can_be_read(visit, page, theme):
     for width in WIDTHS:
         tab.set_viewport_size({"width": width, "height": 900})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, f"wider than {width} pixels"
+        assert tab.evaluate(CUT) == [], f"cut at {width} pixels"
     assert pale_text(tab) == []
     card = "getComputedStyle(document.querySelector('img.figure')).backgroundColor"
     if page == LESSON and theme == "dark":
@@ -210,9 +213,11 @@ def test_the_whole_site_can_be_read(browser, tmp_path):
     assert "api/course_utils.training.html" in pages(site)
     tab = browser.new_page()
     tab.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else faults.append(r.url))
-    tab.set_viewport_size({"width": 390, "height": 900})
     for page in pages(site):
+        tab.set_viewport_size({"width": 1280, "height": 900})
         tab.goto((site / page).as_uri())
+        faults += [f"{page}: {bar} is cut" for bar in tab.evaluate(CUT)]
+        tab.set_viewport_size({"width": 390, "height": 900})
         tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
         if tab.evaluate("document.documentElement.scrollWidth") > 390:
             faults.append(f"{page} is wider than 390 pixels")

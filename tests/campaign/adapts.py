@@ -2,9 +2,10 @@
 
     python -m tests.campaign.adapts --count 40 --seed 0
 
-A run of finetune on one or two gloo ranks (DDP) goes on as another one. Survived: every row of its two epochs is seen
-once an epoch, in the order of the run that nothing stopped, and run.json counts them; or, where no step of the new
-batch begins at the checkpoint's row, it is refused in one sentence with exit code 2 and nothing is written.
+A run of finetune on one to three gloo ranks (DDP, FSDP2, ZeRO-2) goes on as another one. Survived: every row of its two
+epochs is seen once an epoch, in the order of the run that nothing stopped, and run.json counts them; or, where no step
+of the new batch begins at the checkpoint's row, or DeepSpeed would have to cut its shards anew, it is refused in one
+sentence with exit code 2 and nothing is written.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Cut(NamedTuple):
     ranks: int
     batch: int
     accumulation: int
+    strategy: str = "ddp"
 
     @property
     def rows(self) -> int:
@@ -46,7 +48,9 @@ class Cut(NamedTuple):
         ]
 
 
-CUTS = [Cut(ranks, batch, steps) for ranks in (1, 2) for batch in (2, 4, 6, 8, 12) for steps in (1, 2)]
+ROUNDS = [("ddp", 1, 2), ("ddp", 2, 1), ("ddp", 2, 2), ("ddp", 1, 1)]  # strategy, processes before and after
+ROUNDS += [("fsdp2", 2, 2), ("zero2", 2, 2), ("fsdp2", 2, 3), ("fsdp2", 3, 2), ("zero2", 2, 3)]
+CUTS = [Cut(ranks, batch, steps) for ranks in (1, 2, 3) for batch in (2, 4, 6, 8, 12) for steps in (1, 2)]
 CUTS = [cut for cut in CUTS if ROWS % cut.rows == 0 and cut.rows >= 8]
 
 
@@ -74,15 +78,34 @@ def watched(arguments: list[str], place: Path) -> None:
     (place / f"rows-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(batches))
 
 
+def arguments_of(project, cut: Cut) -> tuple[list[str], dict[str, str]]:
+    """What a start is told, and its environment; of a strategy that shards also the launch files are written."""
+    rows = f"--train_file={project.texts}/train.jsonl"
+    own = ["--use_cpu", "--max_length=32", "--disable_tqdm=true", "--report_to=none", f"--num_train_epochs={EPOCHS}"]
+    if cut.strategy == "ddp":
+        own = ["--task=causal_lm", f"--model_name_or_path={project.model}", rows, *own]
+        return own, {"ACCELERATE_USE_CPU": "true"}
+    from course_utils.launch import Spec, write
+    from course_utils.launch.spec.arguments import program_arguments
+    from course_utils.launch.spec.settings import environment_variables
+
+    sizes = {"micro_batch": cut.batch, "accumulation": cut.accumulation, "sequence_length": 32, "max_steps": 1}
+    spec = Spec(strategy=cut.strategy, model=str(project.model), arguments=(rows,), precision="fp32", **sizes)
+    spec = spec.on_cpu(cut.ranks)
+    folder = project.folder / "-".join(["launch", *map(str, cut)])
+    write(spec, folder, overwrite=True)
+    variables = {name: str(value) for name, value in environment_variables(spec, "torchrun").items()}
+    return [*program_arguments(spec, folder=str(folder)), *own, "--max_steps=-1"], variables
+
+
 def run(project, cut: Cut, output: Path, place: Path, *more: str) -> tuple[str | None, list[list[int]]]:
     """A start: its fault, and the rows in the order in which the ranks together saw them."""
-    own = ["--task=causal_lm", f"--model_name_or_path={project.model}", f"--train_file={project.texts}/train.jsonl"]
-    own += ["--use_cpu", "--max_length=32", "--disable_tqdm=true", "--report_to=none", f"--num_train_epochs={EPOCHS}"]
+    own, variables = arguments_of(project, cut)
     for old in place.glob("rows-*.json"):
         old.unlink()
     arguments = [*own, f"--output_dir={output}", *cut.flags(), *more]
     log = output.with_name(f"{output.name}-{len(list(place.glob('*.log')))}.log")
-    start = Start(partial(watched, arguments, place), cut.ranks, log, place, {"ACCELERATE_USE_CPU": "true"})
+    start = Start(partial(watched, arguments, place), cut.ranks, log, place, variables)
     fault = start.wait()
     if fault:
         return f"{sorted(start.codes.values())}: {log.read_text()[-3000:]}", []
@@ -103,8 +126,11 @@ def one_try(project, order: list[list[int]], before: Cut, after: Cut, output: Pa
     seen = stop * before.rows
     files = tree(output)
     fault, rows = run(project, after, output, output.parent, "--resume=adapt", "--save_strategy=no")
-    if seen % ROWS % after.rows and before != after:
+    cannot = "DeepSpeed's checkpoints belong to a number of processes" if before.strategy == "zero2" else ""
+    wanted = cannot if before.ranks != after.ranks else ""
+    if not wanted and seen % ROWS % after.rows and before != after:
         wanted = f"stopped after {seen % ROWS} rows of an epoch, and no step of {after.rows} rows"
+    if wanted:
         refused = fault and fault.startswith(str([2] * after.ranks)) and wanted in fault and "Traceback" not in fault
         return None if refused and tree(output) == files else f"not refused ({wanted}): {fault}"
     if fault or rows != order[seen:]:
@@ -116,7 +142,7 @@ def one_try(project, order: list[list[int]], before: Cut, after: Cut, output: Pa
 
 
 def campaign(count: int, seed: int, seconds: float = float("inf")) -> Tally:
-    """``count`` tries; one and two ranks take turns, before and after."""
+    """``count`` tries; ``ROUNDS`` take turns."""
     tally, draw, began = Tally(), random.Random(seed), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -128,10 +154,12 @@ def campaign(count: int, seed: int, seconds: float = float("inf")) -> Tally:
         for number in range(count):
             if time.monotonic() - began > seconds:
                 break
-            ranks = [(1, 2), (2, 1), (2, 2), (1, 1)][number % 4]
+            strategy, *ranks = ROUNDS[number % len(ROUNDS)]
             before, after = (draw.choice([cut for cut in CUTS if cut.ranks == n]) for n in ranks)
+            before, after = before._replace(strategy=strategy), after._replace(strategy=strategy)
             fault = one_try(project, order, before, after, place / str(number), draw)
             kind = f"--resume adapt: {ranks[0]} -> {ranks[1]} processes"
+            kind += "" if strategy == "ddp" else f", {strategy}"
             tally.count(kind, fault and f"{before} {after}: {fault}")
     return tally
 
@@ -150,7 +178,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no try after so many")
     given = parser.parse_args()
     with_one_thread_and_repairs("tests.campaign.adapts", sys.argv[1:])
-    preload("course_utils.recipes.finetune")
+    preload("course_utils.recipes.finetune", "course_utils.launch")
+    if given.count > len([name for name, *_ in ROUNDS if name == "ddp"]):
+        preload("deepspeed")
     tally = campaign(given.count, given.seed, given.seconds)
     tally.check()
 

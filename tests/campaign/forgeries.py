@@ -44,6 +44,11 @@ def instead(value: Any) -> Callable[[Any], Any]:
     return change
 
 
+def removed(content: Any) -> Any:
+    """the file is gone"""
+    return GONE
+
+
 def inside(key: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The change of what ``key`` leads to."""
 
@@ -89,9 +94,9 @@ SCHEDULER = [
 RANDOM = [instead(3), instead({}), put("python", GONE), put("python", (3, (1, 2), None)), put("numpy", "text")]
 FORGED: dict[str, dict[str, list[Callable[[Any], Any]]]] = {
     "finetune": {
-        "optimizer.pt": OPTIMIZER,
-        "scheduler.pt": SCHEDULER,
-        "rng_state.pth": [*RANDOM, put("cpu", torch.zeros(3))],
+        "optimizer.pt": [removed, *OPTIMIZER, put("state", {}), put("state", 0, "step", torch.tensor(9.0))],
+        "scheduler.pt": [removed, *SCHEDULER],
+        "rng_state.pth": [removed, *RANDOM, put("cpu", torch.zeros(3))],
         "trainer_state.json": [
             instead([1]),
             instead({}),
@@ -167,8 +172,11 @@ def rewrite(path: Path, change: Callable[[Any], Any] | None) -> None:
         path.write_bytes(b"not what it was")
     elif path.suffix in (".pt", ".pth"):
         with safe_globals():
-            content = torch.load(path, weights_only=True)
-        torch.save(change(content), path)
+            content = change(torch.load(path, weights_only=True))
+        if content is GONE:
+            path.unlink()
+        else:
+            torch.save(content, path)
     elif path.suffix == ".safetensors":
         save_file(change(load_file(path)), path, metadata={"format": "pt"})
     else:

@@ -19,6 +19,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,7 @@ def arguments_of(kind: Kind, spec) -> list[str]:
     return program_arguments(spec, folder=f"launch-{kind.strategy}")
 
 
-def make_project(project: Path) -> None:
+def make_project(project: Path, kinds: Sequence[Kind] = KINDS) -> None:
     """A model with dropout, so that a lost random state shows, and the launch files of each strategy."""
     from course_utils.launch import write
     from tests.launch import tiny_project
@@ -100,7 +101,7 @@ def make_project(project: Path) -> None:
     tiny_project.make_project(project)
     file = project / "model" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"attention_dropout": 0.2}))
-    for kind in KINDS:
+    for kind in kinds:
         if kind.ranks > 1:
             write(spec_of(kind, project, project / "out"), project / f"launch-{kind.strategy}")
 

@@ -1,6 +1,7 @@
 """Campaign: a grammar of bad arguments and files of rows. finetune says one sentence, exit code 2, writes nothing."""
 
 import json
+import os
 import random
 
 import pytest
@@ -12,7 +13,22 @@ from tests.campaign.tally import Tally, ended, sentence_of, tree
 from tests.launch.tiny_project import offline_project
 
 SIZES = [pytest.param(12, id="sample"), pytest.param(400, id="whole", marks=pytest.mark.long)]
-NUMBERS = ["-1", "0", "-0.5", "nan", "inf", "-inf", "1e400", "ten", "", "0x10", "1e-400", "-7", "99999999999999999999"]
+NUMBERS = [
+    "-1",
+    "0",
+    "-0.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "ten",
+    "",
+    "0x10",
+    "1e-400",
+    "-7",
+    "99999999999999999999",
+    "1" + "0" * 400,
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +56,11 @@ def is_allowed(name, text):
     return value in allowed or (name == "max_steps" and value == -1)
 
 
+def random_of(count):
+    """The same tries at each count, and others with another ``CAMPAIGN_SEED``."""
+    return random.Random(count + 1000 * int(os.environ.get("CAMPAIGN_SEED", 0)))
+
+
 def draw_argument(draw):
     name = draw.choice([*RANGES, *OWN_RANGES])
     value = draw.choice(NUMBERS)
@@ -48,7 +69,7 @@ def draw_argument(draw):
 
 @pytest.mark.parametrize("count", SIZES)
 def test_bad_numbers(count, project):
-    draw, tally = random.Random(count), Tally()
+    draw, tally = random_of(count), Tally()
     before = tree(project.folder)
     rows = f"--train_file={project.classes}"
     for _ in range(count):
@@ -92,7 +113,7 @@ def draw_bad_row(draw, good, columns):
 
 @pytest.mark.parametrize("count", SIZES)
 def test_bad_rows(count, project, tmp_path):
-    draw, tally = random.Random(count), Tally()
+    draw, tally = random_of(count), Tally()
     goods = {
         "classification": [{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(6)],
         "causal_lm": [{"prompt": f"row {i}", "completion": " word"} for i in range(6)],
@@ -123,6 +144,69 @@ def test_bad_rows(count, project, tmp_path):
         if fault is None and tree(project.folder) | tree(folder) != before:
             fault = "something was written"
         tally.count(f"bad row: {kind}", fault and f"{line[:80]!r} in {role}: {fault}: {sentence}")
+    tally.check()
+
+
+FOLDER_FAULTS = ["null", "missing", "renamed", "kind", "no rows", "cut", "bytes", "empty file", "other file"]
+
+
+def draw_bad_folder(draw, folder, task):
+    """Write a data set as ``datasets`` finds it, csv, JSON or parquet, with one fault; what was done, in words."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    kind, fault = draw.choice(["csv", "json", "jsonl", "parquet"]), draw.choice(FOLDER_FAULTS)
+    columns = {"text": [f"row {i}" for i in range(6)], "label": list("ababab")}
+    if task == "causal_lm":
+        columns = {"prompt": columns["text"], "completion": [" word"] * 6}
+    bad = draw.choice(list(columns))
+    if fault == "null":
+        columns[bad] = [*columns[bad][:5], None]
+    elif fault == "missing":
+        del columns[bad]
+    elif fault == "renamed":
+        columns[bad.upper()] = columns.pop(bad)
+    elif fault == "kind":
+        columns[bad] = [0.5] * 6
+    elif fault == "no rows":
+        columns = {name: [] for name in columns}
+    table, file = pa.table(columns), folder / f"train.{kind}"
+    if kind == "parquet":
+        parquet.write_table(table, file)
+    elif kind == "csv":
+        csv.write_csv(table, file)
+    else:
+        lines = [json.dumps(row) for row in table.to_pylist()]
+        file.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
+    content = file.read_bytes()
+    if fault == "cut":  # in the middle of a word, of a row, of the footer
+        middle = len(content) // 2
+        end = content.index(b":", middle) + 1 if "json" in kind else middle  # between two rows it would be whole
+        file.write_bytes(content[:end] + (b'"' if kind == "csv" else b""))
+    elif fault == "bytes":
+        file.write_bytes(bytes(draw.choices(range(128, 256), k=200)))
+    elif fault == "empty file":
+        file.write_bytes(b"")
+    elif fault == "other file":
+        file.rename(folder / "train.pickle")
+    return f"{kind}, {fault} in {bad}"
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_bad_folders(count, project, tmp_path):
+    """``--dataset_name`` of a folder: every format that ``datasets`` finds there, refused by name."""
+    draw, tally = random_of(count), Tally()
+    for number in range(count):
+        task, folder = draw.choice(["classification", "causal_lm"]), tmp_path / str(number)
+        folder.mkdir()
+        what = draw_bad_folder(draw, folder, task)
+        before = tree(project.folder) | tree(folder)
+        fault, sentence = sentence_of(*start(project, f"--dataset_name={folder}", task=task))
+        if fault is None and not ("the train split" in sentence or f"dataset_name={str(folder)!r}" in sentence):
+            fault = "neither the folder nor the split is named"
+        if fault is None and tree(project.folder) | tree(folder) != before:
+            fault = "something was written"
+        tally.count("bad folder of data", fault and f"{what}: {fault}: {sentence}")
     tally.check()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from course_utils.authoring.build import ROOT
-from tests.campaign import damages, kills
+from tests.campaign import adapts, damages, kills, shards
 from tests.campaign.tally import RECORD, Tally, lines_of_readme
 
 
@@ -33,13 +33,24 @@ def test_kills(kind):
     assert program("kills", "--count", 24, "--seed", 24, "--only", kind)
 
 
+def test_shards_of_two_ranks_a_sample():
+    """One damaged and one forged file of an FSDP2 checkpoint."""
+    assert len(program("shards", "--count", 2, "--seed", 1, "--only", shards.KINDS[0].name)) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [kind.name for kind in shards.KINDS])
+def test_shards_of_two_ranks(kind):
+    assert len(program("shards", "--count", 0, "--only", kind)) == 2
+
+
 def test_another_number_of_processes_a_sample():
     assert len(program("adapts", "--count", 1)) == 1  # from one process to two
 
 
 @pytest.mark.long
 def test_another_batch_or_number_of_processes():
-    assert len(program("adapts", "--count", 24, "--seed", 24)) == 4
+    assert len(program("adapts", "--count", 27, "--seed", 24)) == len(adapts.ROUNDS)
 
 
 @pytest.fixture(scope="module")

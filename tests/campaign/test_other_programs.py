@@ -1,17 +1,24 @@
 """Campaign: bad arguments and rows for the programs beside finetune: one sentence, exit code 2, nothing written."""
 
 import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from course_utils.recipes import convert, generate, prepare_data, train_vision_language
+from course_utils.recipes import (
+    convert,
+    generate,
+    prepare_data,
+    train_by_hand,
+    train_vision_language,
+    train_with_accelerate,
+)
+from course_utils.recipes.command_line import LARGEST
 from course_utils.recipes.finetune_ranges import RANGES
 from course_utils.recipes.train_vision_language import OWN_RANGES
 from tests.campaign.tally import Tally, ended, sentence_of, tree
-from tests.campaign.test_arguments_and_data import NUMBERS, SIZES, VALUES, draw_bad_row
+from tests.campaign.test_arguments_and_data import NUMBERS, SIZES, VALUES, draw_bad_row, random_of
 
 NO_PLACES = ["", " ", "{file}/below", "{file}/a/b", "x\0y", "n" * 300]
 NO_FOLDERS = [*NO_PLACES, "{file}"]
@@ -38,7 +45,7 @@ def at_least(lowest, kind=int, highest=float("inf")):
             value = kind(text)
         except ValueError:
             return False
-        return lowest <= value <= highest and abs(value) != float("inf")
+        return lowest <= value <= (LARGEST[kind] if highest == float("inf") else highest)
 
     return allows
 
@@ -53,6 +60,12 @@ def within(allowed):
     return allows
 
 
+LOOP_BAD = {"folder": NO_FOLDERS, "source": ["", "web"], "schedule": ["", "step"], "hidden_size": ["12"]}
+LOOP_NUMBERS = {name: at_least(1) for name in ("batch_size", "accumulation", "max_steps", "log_every")}
+LOOP_NUMBERS |= {name: at_least(0, float) for name in ("learning_rate", "weight_decay", "max_grad_norm")}
+LOOP_NUMBERS |= {"max_length": at_least(3), "save_every": at_least(0), "warmup_share": at_least(0, float, 1)}
+LOOP_NUMBERS |= {"hidden_size": at_least(8, int, 8192), "num_hidden_layers": at_least(1, int, 512)}
+LOOP_NUMBERS |= {"seed": at_least(0, int, 2**32 - 1)}
 PROGRAMS = {
     "prepare_data": Program(
         prepare_data.main,
@@ -94,6 +107,10 @@ PROGRAMS = {
         },
         {"num_labels": at_least(1)},
     ),
+    **{
+        by.__name__.rpartition(".")[2]: Program(by.main, {"folder": "{folder}/out"}, LOOP_BAD, LOOP_NUMBERS)
+        for by in (train_by_hand, train_with_accelerate)
+    },
     "train_vision_language": Program(
         train_vision_language.main,
         {"output_dir": "{folder}/out", "use_cpu": "true", "max_steps": "1", "scenes": "1", "report_to": "none"},
@@ -150,7 +167,7 @@ def test_bad_arguments(name, count, place, monkeypatch):
     monkeypatch.setattr("course_utils.hub.require_hub", lambda: pytest.fail("the hub was asked"))
     program, tally = PROGRAMS[name], Tally()
     before, grammar = tree(place["folder"]), cases(program, place)
-    for flag, value in grammar if count >= len(grammar) else random.Random(count).sample(grammar, count):
+    for flag, value in grammar if count >= len(grammar) else random_of(count).sample(grammar, count):
         fault, sentence = sentence_of(*start(program, {flag: value}, place))
         if fault is None and flag not in sentence:
             fault = "the flag is not named"
@@ -163,7 +180,7 @@ def test_bad_arguments(name, count, place, monkeypatch):
 @pytest.mark.parametrize("count", SIZES)
 def test_bad_rows(count, place, tmp_path):
     """generate names file and row before it loads a model; the one here cannot be loaded."""
-    draw, tally = random.Random(count), Tally()
+    draw, tally = random_of(count), Tally()
     good = [{"prompt": f"row {i}", "completion": " word"} for i in range(6)]
     for number in range(count):
         line, kind = draw_bad_row(draw, good[0], list(good[0]))

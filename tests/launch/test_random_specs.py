@@ -94,6 +94,11 @@ def fields(draw):
         "max_restarts": draw(st.sampled_from((0, 0, 3))),
         "learning_rate": draw(st.none() | st.floats(1e-6, 1.0)),
         "save_total_limit": draw(st.none() | st.integers(1, 9)),
+        "exclusive": draw(st.booleans()),
+        "numa": draw(st.sampled_from(("", "", "node", "core-complex"))),
+        "container": draw(st.sampled_from(("none", "none", "pyxis", "apptainer"))),
+        "network_devices": draw(rarely(st.sampled_from(((), ("rdma/hca=8",))), st.tuples(TEXT))),
+        "ddp_timeout": draw(st.integers(60, 9999)),
     }
     if strategy == "fsdp2" and draw(st.booleans()):
         found |= {"replicas": draw(st.sampled_from((1, 2))), "tensor_parallel": draw(st.sampled_from((1, 2)))}

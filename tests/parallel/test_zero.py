@@ -149,13 +149,13 @@ def gathered_while_evaluating():
     """Bytes that ZeRO-3 leaves gathered: before, after a forward pass without gradients, after a training step."""
     import torch
 
-    from course_utils.parallel.sharded import join, make_adamw
+    from course_utils.parallel.sharded import join
     from course_utils.parallel.zero import Zero3
 
     join()
     model, batch = reference.new_model(), reference.global_batches(1)[0]
     whole = reference.summed_loss(model, batch).item()
-    zero = Zero3(model, list(model.model.layers), make_adamw)
+    zero = Zero3(model, list(model.model.layers), reference.adamw)
     seen = [zero.gathered_bytes()]
     with torch.no_grad():
         same = abs(reference.summed_loss(model, batch).item() - whole)

@@ -1,4 +1,4 @@
-"""preflight.py with a rank 1 whose every computation takes long: started by torchrun in test_preflight."""
+"""preflight.py with a rank 1 that computes and sends slowly: started in test_preflight."""
 
 import os
 import sys
@@ -6,15 +6,19 @@ import time
 
 from course_utils.recipes import preflight
 
+
+def slowed(function):
+    def slow(*arguments):
+        result = function(*arguments)
+        time.sleep(1)
+        return result
+
+    return slow
+
+
 if os.environ["RANK"] == "1":
-    fast = preflight.timed
-
-    def timed(work, device):
-        started = time.perf_counter()
-        fast(work, device)
-        time.sleep(0.3)
-        return time.perf_counter() - started
-
-    preflight.timed = timed
+    preflight.exchange = slowed(preflight.exchange)
+    alone = preflight.seconds_of_work
+    preflight.seconds_of_work = lambda device: alone(device) + 5
 
 sys.exit(preflight.main())

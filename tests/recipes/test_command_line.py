@@ -4,11 +4,13 @@ from argparse import ArgumentTypeError
 
 import pytest
 
+from course_utils.authoring.build import ROOT
 from course_utils.models.chat_tokenizer import load_chat_tokenizer
 from course_utils.recipes.command_line import file_to_write, folder_to_write, from_folder_or_hub, refusing
 from course_utils.recipes.generate import token_ids
 from course_utils.recipes.json_lines import whole_file
 from course_utils.recipes.train_vision_language import read_stages
+from tests.recipes.refused import refusal
 
 
 def test_places_that_are_there_or_can_be_made(tmp_path):
@@ -73,3 +75,19 @@ def test_damaged_stages_are_made_anew(tmp_path):
         assert read_stages(tmp_path / "stages.pt") == {}
     torch.save([1], tmp_path / "stages.pt")
     assert read_stages(tmp_path / "stages.pt") == {} == read_stages(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.name)
+def test_the_benchs_numbers_have_ranges(program):
+    text = program.read_text()
+    assert "type=int" not in text and "type=float" not in text and "argparse.ArgumentParser(" not in text
+
+
+def test_a_bench_refuses_in_one_sentence_before_any_work(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "bench")  # its programs are scripts, which import record.py beside them
+    import bench_because
+
+    monkeypatch.setattr(bench_because, "load_classification", lambda: pytest.fail("it began"))
+    for flag, words in (("--steps=0", "argument --steps: '0' is out of range"), ("--out=/", "argument --out")):
+        monkeypatch.setattr("sys.argv", ["bench_because.py", flag])
+        assert words in refusal(capsys, bench_because.main)

@@ -1,6 +1,7 @@
-"""The look at the machines: each fault is one sentence that names the machine; rehearsed with two gloo ranks."""
+"""The look at the machines: each fault is one sentence that names the machine; rehearsed with gloo ranks."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import HashStore
 
+from course_utils.parallel import what_ran
+from course_utils.parallel.processes import free_ports
 from course_utils.recipes import preflight
 
 # As NCCL 2.27 writes with NCCL_DEBUG=INFO, NCCL_DEBUG_SUBSYS=INIT,NET: shape of the lines as in NVIDIA/nccl's issues
@@ -57,6 +60,7 @@ def facts(**changes):
     """Of four ranks on two machines; ``changes`` are those of the second machine."""
     one = {
         "host": "gpu-1",
+        "machine": 0,
         "versions": {"torch": "2.13.0", "nccl": "2.27.5"},
         "clock": 1000.0,
         "disk": 900.0,
@@ -144,18 +148,91 @@ def test_a_machine_that_shows_too_few_gpus_says_so_before_it_waits_for_others(mo
     assert capsys.readouterr().err.endswith("shows 1 GPUs, 2 were asked for\n")
 
 
-def test_a_slow_rank_is_found_and_stops_the_run(tmp_path):
-    """Two gloo ranks, the second one slowed."""
+def test_a_slow_rank_and_its_slow_link_are_found_and_stop_the_run(tmp_path):
+    """Three gloo ranks, each a machine of its own by torchrun's numbers; the one in the middle is slowed."""
     program = Path(__file__).with_name("slow_preflight.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program]
-    command += ["--mode=stop", f"--output_dir={tmp_path / 'runs'}", "--timeout=60"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
-    assert done.returncode != 0
+    command = [sys.executable, program, "--mode=stop", f"--output_dir={tmp_path / 'runs'}", "--timeout=60"]
+    (port,) = free_ports(1)
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}
+    meet |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [
+        subprocess.Popen(command, env=os.environ | meet | {"RANK": rank, "GROUP_RANK": rank}, **pipes) for rank in "012"
+    ]
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [3, 3, 3], said
     found = json.loads((tmp_path / "runs" / "preflight.json").read_text())
-    assert [rank["device"] for rank in found["ranks"]] == ["cpu", "cpu"]
-    (sentence,) = found["problems"]
-    assert sentence.startswith(f"rank 1 on {found['ranks'][0]['host']} is slow: ")
-    assert f"preflight: {sentence}" in done.stderr
+    assert [(rank["device"], rank["machine"]) for rank in found["ranks"]] == [("cpu", 0), ("cpu", 1), ("cpu", 2)]
+    host = found["ranks"][0]["host"]
+    slow_rank, slow_link = found["problems"]
+    assert slow_rank.startswith(f"rank 1 on {host} is slow: ")
+    assert slow_link.startswith(f"machine 1, {host} has a slow link: 0.0")
+    assert [f"preflight: {one}" for one in found["problems"]] == said[0][1].splitlines()[-2:]
+    assert [set(rank["links"]) for rank in found["ranks"]] == [{"1", "2"}, {"0", "2"}, {"0", "1"}]
     assert set(found["ranks"][0]["bandwidth"]) == {"65536", "1048576", "4194304"}
     assert min(found["ranks"][0]["bandwidth"].values()) > 0
-    assert "preflight: 2 ranks on 1 machines; all-reduce" in done.stdout
+    assert "preflight: 3 ranks on 3 machines; all-reduce" in said[0][0]
+    in_run = what_ran.preflight(tmp_path / "runs")["preflight"]  # as run.json will have it
+    assert (in_run["at"], in_run["problems"], in_run["network"]) == (found["at"], found["problems"], None)
+    assert in_run["bandwidth"] == found["ranks"][0]["bandwidth"] and in_run["links"][0] < 0.1 * in_run["links"][1]
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"ranks": []}', '{"at": 1, "problems": [], "ranks": [{}]}'])
+def test_without_a_readable_preflight_run_json_says_nothing_of_it(text, tmp_path):
+    if text is not None:
+        (tmp_path / "preflight.json").write_text(text)
+    assert what_ran.preflight(tmp_path) == {}
+
+
+def test_what_it_found_is_in_run_json(run, tmp_path):
+    """A whole finetune in a folder where the preflight was: this is how the launch scripts start both."""
+    options = preflight.read_options([f"--output_dir={tmp_path / 'out'}", "--expect=400"])
+    seen = on_four_machines((2, 3))
+    preflight.report(seen, options, preflight.problems(seen, options))
+    _, report = run("--max_steps=1", "--save_strategy=no", task="classification")
+    assert report["state"] == "finished"
+    assert report["preflight"]["problems"] == preflight.problems(seen, options)
+    assert (report["preflight"]["links"], report["preflight"]["network"]) == ([5.0, 45.0], "IB")
+
+
+@pytest.mark.parametrize("machines", [2, 3, 4, 5, 512])
+def test_every_link_of_the_ring_is_measured_in_a_round_of_its_own(machines):
+    rounds = preflight.rounds(machines)
+    assert all(len({one for pair in pairs for one in pair}) == 2 * len(pairs) for pairs in rounds)  # no one twice
+    links = [tuple(sorted(pair)) for pairs in rounds for pair in pairs]
+    assert len(rounds) <= 3 and sorted(links) == sorted(
+        {tuple(sorted((n, (n + 1) % machines))) for n in range(machines)}
+    )
+
+
+def on_four_machines(slow, speed=5.0, usual=45.0):
+    """Facts of 4 x 2 ranks, of which the ranks ``slow`` have slow links."""
+    found = []
+    for rank in range(8):
+        machine = rank // 2
+        others = [((machine + way) % 4) * 2 + rank % 2 for way in (-1, 1)]  # their ranks
+        links = {str(other // 2): speed if {rank, other} & set(slow) else usual for other in others}
+        found.append(facts()[0] | {"host": f"gpu-{machine}", "machine": machine, "links": links})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("slow", "sentences"),
+    [
+        ((), []),
+        ((2, 3), ["machine 1, gpu-1 has a slow link: 5.00 GB/s with its neighbours, usual is 45.00"]),
+        ((7,), ["machine 3, gpu-3, rank 7, has a slow link: 5.00 GB/s with its neighbours, usual is 45.00"]),
+    ],
+    ids=["none", "a machine", "one card"],
+)
+def test_a_slow_link_is_found_among_many_and_its_neighbours_are_not_blamed(slow, sentences):
+    assert preflight.problems(on_four_machines(slow), options()) == sentences
+
+
+def test_two_machines_have_one_link_and_both_are_named():
+    found = [one | {"links": {"0": 5.0 if number % 2 else 45.0}} for number, one in enumerate(facts())]
+    found = [one | {"machine": number // 2} for number, one in enumerate(found)]
+    assert [sentence.split(" has")[0] for sentence in preflight.problems(found, options())] == [
+        "machine 0, gpu-1, rank 1,",
+        "machine 1, gpu-2, rank 3,",
+    ]

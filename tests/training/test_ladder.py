@@ -46,6 +46,13 @@ def test_all_rungs_train_on_the_same_targets_in_each_round(tokenizer):
     assert min(found["pack"]) > 0
 
 
+def test_a_last_round_with_fewer_rows_than_steps_is_shorter(tokenizer):
+    """25 short documents, 12 a round: the last round is one document, so one packed row, in two steps."""
+    orders = Orders(*rungs("pack"), [*TEXTS, TEXTS[0]], tokenizer, row_length=40, per_step=6, steps=2)
+    assert len(orders) == 5
+    assert [len(orders[i]["input_ids"]) > 0 for i in range(5)] == [True] * 5
+
+
 def test_less_is_computed_from_rung_to_rung(tokenizer):
     climbs = [Climb(rung, TEXTS, tokenizer, model_of(tokenizer), **OPTIONS) for rung in LADDER[1:5]]
     found = interleaved(climbs, rounds=2)

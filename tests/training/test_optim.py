@@ -151,6 +151,33 @@ def test_gradients_that_come_and_go_do_not_exhaust_the_compiler(monkeypatch):
 
 
 @needs_compiler
+def test_more_patterns_of_gradients_than_torch_compiles_change_nothing(monkeypatch):
+    """Seven sets of layers, and a compiler that makes two kernels and then raises: torch's own limit, set low."""
+    few = torch.compile(optim._adamw_lists, fullgraph=True, dynamic=False, recompile_limit=2)
+    refusals = []
+
+    def count(*lists):
+        try:
+            few(*lists)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            refusals.append(1)
+            raise
+
+    monkeypatch.setattr(optim, "_compiled_update", lambda: count)
+    sets = [{0}, {1}, {2}, {0, 1}, {0, 2}, {1, 2}, {0, 1, 2}]
+    weights = []
+    for cls in (CompiledAdamW, torch.optim.AdamW):
+        params = make_params(torch.float64)
+        optimizer = cls(params, lr=1e-2)
+        for step in range(14):
+            for index, p in enumerate(params):
+                p.grad = torch.full_like(p, step - 6.5) if index in sets[step % 7] else None
+            optimizer.step()
+        weights.append(params)
+    assert refusals and worst(*weights) <= 1e-12
+
+
+@needs_compiler
 def test_a_compiler_that_has_had_enough_changes_nothing(monkeypatch):
     """torch counts the kernels of all optimizers together and then refuses; the step is still taken, once."""
     from torch._dynamo.exc import FailOnRecompileLimitHit

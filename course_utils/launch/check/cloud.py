@@ -64,7 +64,7 @@ def trainjob(spec: Spec, folder: Path) -> Iterable[Row]:
     yield Row(file, "processes per node", spec.gpus_per_node, trainer.num_proc_per_node)
     limits = job.to_dict()["spec"]["trainer"].get("resourcesPerNode", {}).get("limits", {})
     asked = {"nvidia.com/gpu": spec.gpus_per_node} if spec.device == "cuda" else {}
-    yield Row(file, "GPUs per node", asked, limits)
+    yield Row(file, "GPUs and network devices per node", asked | cloud.network_devices(spec), limits)
     yield Row(file, "time limit [s]", spec.time_limit * 60, job.spec.active_deadline_seconds)
     pod = job.spec.runtime_patches[0].training_runtime_spec.template.spec.replicated_jobs[0].template.spec.template.spec
     yield Row(file, "warning [s]", spec.warning, pod.termination_grace_period_seconds)

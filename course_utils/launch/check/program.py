@@ -93,6 +93,7 @@ def _training_arguments(spec: Spec, program: Program) -> Iterable[Row]:
     yield Row(file, "optimizer steps", spec.max_steps, args.max_steps)
     yield Row(file, "steps between checkpoints", spec.save_every, args.save_steps)
     yield from _budget(spec, file, args)
+    yield Row(file, "longest wait for other ranks [s]", spec.ddp_timeout, args.ddp_timeout)
     yield Row(file, "on the CPU", spec.device == "cpu", args.use_cpu)
     autocast = "bf16" if spec.is_deepspeed and spec.precision == "bf16_weights" else settings.mixed_precision(spec)
     yield Row(file, "precision", autocast, args.mixed_precision)

@@ -22,7 +22,7 @@ from course_utils.launch.check.launchers import arriving
 from course_utils.launch.check.program import Program
 from course_utils.launch.check.rows import Row, guarded
 from course_utils.launch.check.scripts import LAUNCHERS, STAND_IN, Started, stand_ins, started
-from course_utils.launch.spec import Spec
+from course_utils.launch.spec import Spec, settings
 
 FILE = "slurm.sbatch"
 # srun: the first and the last task, one after the other; out of so many, two show what is the same and what is not.
@@ -36,6 +36,7 @@ done
 SCONTROL = """#!/bin/sh
 [ "$1 $2" != "show hostnames" ] || seq -f "machine%g" 0 $((SLURM_JOB_NUM_NODES - 1))
 """
+APPTAINER = '#!/bin/sh\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n'  # the command without its container
 # What sbatch sets in every job (its manual, "OUTPUT ENVIRONMENT VARIABLES"); not what only some jobs have.
 MISSING = "#!/bin/sh\necho 'scontrol: command not found' >&2\nexit 127\n"
 ALWAYS = {
@@ -86,6 +87,7 @@ def read_directives(text: str) -> argparse.Namespace:
         parser.add_argument(f"-{short}", f"--{name}", default="")
     for name in ("ntasks-per-node", "gres", "gpus-per-node", "mem", "signal", "open-mode"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--exclusive", nargs="?", const="")
     parser.add_argument("--requeue", action="store_true")
     parser.add_argument("--no-requeue", dest="requeue", action="store_false")
     return parser.parse_known_args(words)[0]
@@ -120,6 +122,8 @@ def _directives(spec: Spec, script: Path) -> Iterable[Row]:
     yield Row(FILE, "warning to this script", f"B:USR1@{spec.warning}", asked.signal)
     yield Row(FILE, "may be queued again", True, asked.requeue)
     yield Row(FILE, "output of each stay is kept", "append", asked.open_mode)
+    if spec.exclusive:
+        yield Row(FILE, "machines for this job alone", True, asked.exclusive is not None)
     yield Row(FILE, "partition", spec.partition, asked.partition)
     yield Row(FILE, "account", spec.account, asked.account)
 
@@ -145,7 +149,8 @@ def _body(spec: Spec, script: Path) -> Iterable[Row]:
         ranks[machine] = config.rdzv_configs.get("rank")
     if spec.nodes > 1:
         yield Row(FILE, "ranks of first and last machine", [0, spec.nodes - 1], [ranks[key] for key in sorted(ranks)])
-        yield Row(FILE, "first machine", f"machine0:{spec.port}", config.rdzv_endpoint)
+        first = f"machine0:{settings.slurm_port(spec, int(ALWAYS['SLURM_JOB_ID']))}"
+        yield Row(FILE, "first machine", first, config.rdzv_endpoint)
         yield Row(FILE, "first machine where scontrol is missing", "none: the job stops", _without_scontrol(script))
     cores = environment.get("SRUN_CPUS_PER_TASK")
     yield Row(FILE, "cores per machine inside srun", str(spec.gpus_per_node * spec.cpus_per_gpu), cores)
@@ -182,6 +187,7 @@ def _on_machines(script: Path, scontrol: str = SCONTROL) -> dict[int, Started]:
     last = int(asked.nodes or 1) * int(asked.ntasks_per_node or 1) - 1
     commands = dict.fromkeys(LAUNCHERS, STAND_IN)
     commands |= {"srun": SRUN, "scontrol": scontrol, "scancel": NOTHING, "sleep": SLEEP}
+    commands["apptainer"] = APPTAINER
     with tempfile.TemporaryDirectory() as folder:
         environment = stand_ins(Path(folder), commands)
         environment |= ALWAYS | {"MACHINES": folder, "RANKS": " ".join(map(str, sorted({0, last})))}

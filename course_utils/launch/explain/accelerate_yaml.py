@@ -19,6 +19,7 @@ from course_utils.launch.explain.reading import Reading, number, truth
 
 TOOL = "accelerate"
 FLAG_ONLY = ("rdzv_backend", "same_network")  # the command line's defaults win over the file
+OFFLOAD = ("offload_optimizer_device", "offload_param_device")
 SECTIONS = {"fsdp_config": "FSDP", "deepspeed_config": "DEEPSPEED"}
 FSDP1_ONLY = {
     "fsdp_sharding_strategy",
@@ -173,7 +174,7 @@ def _section(reading: Reading, name: str, section: dict[Any, Any], kind: str) ->
     for key, value in section.items():
         key, reads, resolved = str(key), True, value
         if name == "fsdp_config":
-            reads, resolved = _fsdp_key(reading, key, value, version)
+            reads, resolved = _fsdp_key(reading, key, value, version, "fsdp_version" in section)
         elif name == "parallelism_config" and not key.startswith("parallelism_config_"):
             reads = False
             if f"parallelism_config_{key}" in options():
@@ -199,13 +200,16 @@ def _section(reading: Reading, name: str, section: dict[Any, Any], kind: str) ->
             "checkpointing", truth(section.get("fsdp_activation_checkpointing")), "fsdp_activation_checkpointing"
         )
     if name == "deepspeed_config" and kind == "DEEPSPEED":
-        reading.know("zero_stage", number(section.get("zero_stage")), "zero_stage")
+        reading.know("zero_stage", stage := number(section.get("zero_stage")), "zero_stage")
+        reading.know("strategy", f"zero{stage}" if stage in (1, 2, 3) else None, "zero_stage")
         reading.know("accumulation", number(section.get("gradient_accumulation_steps")), "gradient_accumulation_steps")
+        devices = [str(section[name]) for name in OFFLOAD if section.get(name) is not None]
+        reading.know("offload", any(name not in ("none", "None") for name in devices) if devices else None, OFFLOAD[0])
         clipping = number(section.get("gradient_clipping"), float)
         reading.know("max_grad_norm", clipping, "gradient_clipping")
 
 
-def _fsdp_key(reading: Reading, key: str, value: Any, version: int) -> tuple[bool, Any]:
+def _fsdp_key(reading: Reading, key: str, value: Any, version: int, has_version: bool) -> tuple[bool, Any]:
     """Whether accelerate reads a key of ``fsdp_config``, and what it makes of it; notes what is wrong."""
     if key not in options():
         near = difflib.get_close_matches(key if key.startswith("fsdp_") else f"fsdp_{key}", options(), 1, 0.75)
@@ -221,14 +225,12 @@ def _fsdp_key(reading: Reading, key: str, value: Any, version: int) -> tuple[boo
         if not harmless:
             reading.find("fsdp2-ignores-key", name=key, value=value, cure=cure)
         return False, value
-    if (
-        version == 1
-        and key == "fsdp_reshard_after_forward"
-        and str(value).upper() != "FULL_SHARD"
-        and value is not True
-    ):
-        reading.find("fsdp1-ignores-key", name=key, value=value)
-        return False, value
+    if version == 1 and key == "fsdp_reshard_after_forward" and str(value).upper() != "FULL_SHARD":
+        if truth(value) is not None and not has_version:
+            reading.find("fsdp-version-missing", name=key, value=str(value).lower())
+        elif value is not True:
+            reading.find("fsdp1-ignores-key", name=key, value=value)
+        return value is True, value
     if key == "fsdp_transformer_layer_cls_to_wrap" and isinstance(value, list):
         reading.find("layer-class-list")
         return True, str(value)

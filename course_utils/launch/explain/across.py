@@ -9,7 +9,7 @@ from course_utils.launch.explain.reading import Fact, Open, Reading, number
 
 COMPARED = {
     *("nodes", "world_size", "processes_per_node", "gpus_per_node", "micro_batch", "accumulation", "precision"),
-    *("max_grad_norm", "learning_rate", "zero_stage", "strategy", "offload", "reshard_after_forward", "checkpointing"),
+    *("max_grad_norm", "learning_rate", "strategy", "offload", "reshard_after_forward", "checkpointing"),
 }
 WINNERS = {("world_size", "accelerate configuration"): "; the command line's flag wins"}
 CHARGED = ("micro_batch", "accumulation", "world_size")

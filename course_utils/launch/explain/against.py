@@ -65,6 +65,7 @@ def against(spec: Spec, paths: Sequence[str | os.PathLike[str]]) -> list[Row]:
 def facts(spec: Spec) -> dict[str, Any]:
     """A spec in the words that all files share (``Fact``)."""
     found = {
+        "strategy": spec.strategy,
         "nodes": spec.nodes,
         "world_size": spec.world_size,
         "processes_per_node": spec.gpus_per_node,
@@ -87,6 +88,5 @@ def facts(spec: Spec) -> dict[str, Any]:
     if spec.is_deepspeed:
         found["zero_stage"] = int(spec.strategy[-1])
     if spec.is_fsdp:
-        found |= {"strategy": spec.strategy, "reshard_after_forward": spec.reshard_after_forward}
-        found["checkpointing"] = spec.checkpointing
+        found |= {"reshard_after_forward": spec.reshard_after_forward, "checkpointing": spec.checkpointing}
     return found

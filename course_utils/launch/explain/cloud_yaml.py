@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from course_utils.launch.check.cloud import lost
-from course_utils.launch.explain import shell_script
+from course_utils.launch.explain import environment, shell_script
 from course_utils.launch.explain.reading import Open, Reading, number
 
 # SkyPilot 0.14, sky/utils/schemas.py: top level and resources
@@ -160,11 +160,15 @@ def trainjob(reading: Reading, content: dict[str, Any]) -> None:
         "PET_NNODES": str(trainer.get("numNodes", 1)),
         "PET_NPROC_PER_NODE": str(trainer.get("numProcPerNode", "auto")),
     }
+    given = trainer.get("env") or []
+    given = {str(one.get("name")): str(one["value"]) for one in given if isinstance(one, dict) and "value" in one}
     words = [str(word) for word in [*(trainer.get("command") or []), *(trainer.get("args") or [])]]
     if words[1:2] == ["-c"] and len(words) > 2:
-        shell_script.commands(reading, words[2], pet)
+        shell_script.commands(reading, words[2], pet | given)
     elif words:
-        shell_script.commands(reading, shlex.join(words), pet)
+        shell_script.commands(reading, shlex.join(words), pet | given)
+    else:
+        environment.judge(reading, given)
 
 
 def _commands(content: Any) -> Iterator[str]:

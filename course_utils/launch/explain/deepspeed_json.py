@@ -112,7 +112,7 @@ def is_deepspeed(content: dict[str, Any]) -> bool:
 
 
 def explain(reading: Reading, content: dict[str, Any]) -> None:
-    reading.kind = "DeepSpeed configuration"
+    reading.kind = reading.kind or "DeepSpeed configuration"  # or the file it stands in
     for key, value in leaves(content):
         _setting(reading, key, value)
     for key in content:
@@ -171,6 +171,7 @@ def _zero(reading: Reading, zero: dict[str, Any]) -> None:
             )
         return
     reading.know("zero_stage", stage, "zero_optimization.stage")
+    reading.know("strategy", f"zero{stage}" if stage else "ddp", "zero_optimization.stage")
     for key in zero:
         if key in DEPRECATED_ZERO:
             reading.find("zero-renamed-key", name=key, cure=DEPRECATED_ZERO[key].removeprefix('"'))

@@ -17,6 +17,7 @@ from course_utils.launch.explain import (
     cloud_yaml,
     deepspeed_json,
     python_file,
+    recognized,
     shell_script,
     training_arguments,
 )
@@ -133,6 +134,8 @@ def _mapping(reading: Reading, content: Any) -> None:
     """A YAML or JSON mapping, by the keys it has."""
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         raise SpecError(f"file={reading.file!r} holds no settings by name; allowed: {ALLOWED}")
+    if tool := recognized.foreign(content):
+        raise SpecError(f"file={reading.file!r} is for {tool}, which has its own names; allowed: {ALLOWED}")
     if cloud_yaml.is_trainjob(content):
         cloud_yaml.trainjob(reading, content)
     elif accelerate_yaml.is_accelerate(content):
@@ -141,10 +144,10 @@ def _mapping(reading: Reading, content: Any) -> None:
         deepspeed_json.explain(reading, content)
     elif cloud_yaml.is_sky(content):
         cloud_yaml.sky(reading, content)
-    elif training_arguments.is_fsdp_config(content):
+    elif recognized.is_fsdp_config(content):
         reading.kind = "fsdp_config of TrainingArguments"
         training_arguments.fsdp_config(reading, content)
-    elif known := training_arguments.config_class(content):
+    elif known := recognized.config_class(content):
         reading.kind = known
         training_arguments.judge(reading, content, known, may_be_others=True)
         if content.get("trust_remote_code") is True:

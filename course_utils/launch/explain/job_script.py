@@ -20,6 +20,8 @@ SHORT |= {
     "D": "chdir",
     "C": "constraint",
 }
+TRAP = re.compile(r"""^[ \t]*trap[ \t]+(?:'[^']*'|"[^"]*"|\S+)[ \t]+(.*)$""", re.M)  # the signals behind the action
+OTHER_FILE = re.compile(r"^[ \t]*(source|\.)[ \t]+(?!\S*(activate|bashrc|profile|conda\S*)[\"']?[ \t]*$)\S", re.M)
 SET_BY_SLURM = {
     "nodes": ("SLURM_NNODES", "SLURM_JOB_NUM_NODES"),
     "ntasks-per-node": ("SLURM_NTASKS_PER_NODE",),
@@ -40,10 +42,9 @@ def explain(reading: Reading, text: str) -> dict[str, str]:
     found = {key: number(asked.get(key)) for key in ("nodes", "ntasks-per-node", "ntasks", "cpus-per-task")}
     found["gpus"] = gpus(asked)
     known = {variable: str(found[key]) for key, names in SET_BY_SLURM.items() for variable in names if found.get(key)}
-    nodes = found["nodes"] or 1
-    if found["ntasks-per-node"] and not found["ntasks"]:
+    nodes = found["nodes"]  # None: sbatch's own words decide, and the script does not know
+    if nodes and found["ntasks-per-node"] and not found["ntasks"]:
         known["SLURM_NTASKS"] = str(nodes * found["ntasks-per-node"])
-    known |= {"SLURM_NNODES": str(nodes), "SLURM_JOB_NUM_NODES": str(nodes)}
     reading.know("nodes", nodes, "#SBATCH --nodes")
     reading.know("gpus_per_node", found["gpus"], "#SBATCH --gres")
     reading.know("tasks_per_node", found["ntasks-per-node"], "#SBATCH --ntasks-per-node")
@@ -56,7 +57,25 @@ def explain(reading: Reading, text: str) -> dict[str, str]:
     is_queued = "requeue" in asked or "requeue" in body
     if "signal" in asked and not is_queued and "sbatch" not in body:
         reading.find("no-requeue")
+    if is_queued and "no-requeue" not in asked and asked.get("open-mode", "")[:1] != "a":
+        reading.find("requeue-truncates")
+    _warning(reading, asked.get("signal", ""), body)
     return known
+
+
+def _warning(reading: Reading, signal: str, body: str) -> None:
+    """A signal to the batch script (``B:``) needs a trap, and a trap needs a script that is not waiting."""
+    target, colon, name = signal.partition("@")[0].rpartition(":")
+    name = {"10": "USR1", "12": "USR2", "15": "TERM"}.get(name, name.upper().removeprefix("SIG"))
+    if not (colon and "B" in target.upper() and name) or re.search(r"^[ \t]*exec[ \t]+srun\b", body, re.M):
+        return
+    trapped = " ".join(TRAP.findall(body))
+    if not re.search(rf"\b(SIG)?{re.escape(name)}\b", trapped):
+        if OTHER_FILE.search(body):  # which may set the trap
+            return
+        reading.find("signal-untrapped", signal=signal, name=name)
+    elif not re.search(r"(?<!&)&[ \t]*(#.*)?$", body, re.M):
+        reading.find("trap-too-late", name=name)
 
 
 def gpus(asked: dict[str, str]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -52,7 +53,9 @@ DEEPSPEED = dict.fromkeys(
     ],
     True,
 )
-PYTHONS = ("python", "python3", "python3.10", "python3.11", "python3.12")
+PYTHON = re.compile(r"python[\d.]*|\$\{?PYTHON\w*\}?")
+MODULES = {"torch.distributed.run": "torchrun", "torch.distributed.launch": "torch.distributed.launch"}
+MODULES |= {"accelerate.commands.launch": "accelerate launch", "deepspeed.launcher.runner": "deepspeed"}
 SHELLS = ("bash", "sh", "zsh", "/bin/bash", "/bin/sh")
 
 
@@ -100,15 +103,19 @@ def find(words: list[str]) -> tuple[str, int, int] | None:
             return "accelerate launch", place, place + 1
         if base in ("deepspeed", "deepspeed.pt", "ds"):
             return "deepspeed", place, place + 1
-        if base in PYTHONS and following[:1] == ["-m"]:
-            module = following[1] if len(following) > 1 else ""
-            known = {"torch.distributed.run": "torchrun", "torch.distributed.launch": "torch.distributed.launch"}
-            known |= {"accelerate.commands.launch": "accelerate launch", "deepspeed.launcher.runner": "deepspeed"}
-            if module in known:
-                return known[module], place, place + 3
+        if PYTHON.fullmatch(base) and (module := _module(words, place)) and module[0] in MODULES:
+            return MODULES[module[0]], place, module[1]
         if base in ("echo", "which", "pip", "cat", "grep", "pkill", "killall", "kill", "command", "printf", "export"):
             return None
     return None
+
+
+def _module(words: list[str], place: int) -> tuple[str, int] | None:
+    """The module that ``python ... -m MODULE`` starts, and where its own words begin; None: no module."""
+    place += 1
+    while place < len(words) and str(words[place]).startswith("-") and words[place] != "-m":
+        place += 2 if words[place] in ("-X", "-W") else 1
+    return (str(words[place + 1]), place + 2) if words[place : place + 1] == ["-m"] and words[place + 1 :] else None
 
 
 def read(words: list[str]) -> Launch | None:

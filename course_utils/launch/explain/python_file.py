@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from course_utils.launch.explain import training_arguments
+from course_utils.launch.explain import environment, python_imports, recognized, training_arguments
 from course_utils.launch.explain.reading import Open, Reading, number
 from course_utils.launch.spec import silent
 
@@ -20,20 +20,25 @@ def explain(reading: Reading, text: str) -> None:
     reading.kind = "Python file"
     tree = ast.parse(text)
     constants = _constants(tree)
-    imported = _imports(reading, tree)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
+    imported = python_imports.explain(reading, tree)
+    environment.judge(reading, _variables(tree, constants))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    runs = [node for node in calls if _is_config(_name(node.func), imported)]
+    for node in calls:
         name = _name(node.func)
-        if name in CONFIGS or (name.endswith("Config") and "trl" in imported.get(name, "trl") and _is_trl(name)):
+        if node in runs:  # several are stages of a project, which need not agree
+            reading.run = str(runs.index(node) + 1) if len(runs) > 1 else ""
             training_arguments.judge(reading, _keywords(node, constants), name)
+            reading.run = ""
         elif name == "ModelTrainer" or (name in ESTIMATORS and _is_estimator(node)):
             _sagemaker(reading, name, node, constants)
+        elif name in ("Accelerator", "DeepSpeedPlugin", "FullyShardedDataParallelPlugin"):
+            _accelerate(reading, name, _keywords(node, constants))
         _keywords_gone(reading, name, node, constants)
 
 
-def _is_trl(name: str) -> bool:
-    return name in ("SFTConfig", "DPOConfig", "GRPOConfig", "RewardConfig", "KTOConfig", "RLOOConfig")
+def _is_config(name: str, imported: dict[str, str]) -> bool:
+    return name in CONFIGS or (name in recognized.OF_TRL and "trl" in imported.get(name, "trl"))
 
 
 def _is_estimator(node: ast.Call) -> bool:
@@ -93,26 +98,51 @@ def _keywords(node: ast.Call, constants: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _imports(reading: Reading, tree: ast.Module) -> dict[str, str]:
-    """Imported name -> module; names that are gone are found."""
-    found: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                found[alias.asname or alias.name] = node.module
-                if cure := silent.IMPORTS.get((node.module, alias.name)):
-                    reading.find("import-gone", name=f"{node.module}.{alias.name}", cure=cure)
-    return found
-
-
 def _keywords_gone(reading: Reading, name: str, node: ast.Call, constants: dict[str, Any]) -> None:
     for keyword in node.keywords:
         if cure := silent.KEYWORDS.get((name, keyword.arg)):
             reading.find("keyword-gone", tool=name, name=keyword.arg, cure=cure)
+        if new := silent.OLD_KEYWORDS.get((name, keyword.arg)):
+            reading.find("keyword-old", tool=name, name=keyword.arg, cure=new)
         if keyword.arg == "tokenizer" and (name in TRAINERS or name.endswith("Trainer")):
             reading.find("tokenizer-argument", tool=name)
         if keyword.arg == "trust_remote_code" and literal(keyword.value, constants) is True:
             reading.find("remote-code")
+
+
+def _accelerate(reading: Reading, name: str, given: dict[str, Any]) -> None:
+    """accelerate's own objects: what they say wins over the YAML."""
+    given.pop("output_dir", None)  # a value without its name
+    for key, value in given.items():
+        reading.set(f"{name}.{key}", value, f"open: {value}" if isinstance(value, Open) else value, "accelerate")
+    if name == "Accelerator":
+        reading.know("precision", given.get("mixed_precision"), "mixed_precision")
+        reading.know("accumulation", number(given.get("gradient_accumulation_steps")), "gradient_accumulation_steps")
+    elif name == "DeepSpeedPlugin":
+        stage = number(given.get("zero_stage"))
+        reading.know("strategy", f"zero{stage}" if stage in (1, 2, 3) else None, "zero_stage")
+    else:
+        version = number(given.get("fsdp_version", 1))
+        reading.know("strategy", None if isinstance(version, Open) else f"fsdp{version}", "fsdp_version")
+
+
+def _variables(tree: ast.Module, constants: dict[str, Any]) -> dict[str, Any]:
+    """What the file puts into os.environ: by item, setdefault or update."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Subscript):
+            if _name(target.value) == "environ":
+                found[str(literal(target.slice, constants))] = literal(node.value, constants)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if _name(node.func.value) != "environ":
+                continue
+            if node.func.attr == "setdefault" and len(node.args) == 2:
+                found[str(literal(node.args[0], constants))] = literal(node.args[1], constants)
+            elif node.func.attr == "update":
+                given = literal(node.args[0], constants) if node.args else {}
+                found |= {str(key): value for key, value in given.items()} if isinstance(given, dict) else {}
+                found |= {word.arg: literal(word.value, constants) for word in node.keywords if word.arg}
+    return found
 
 
 def _sagemaker(reading: Reading, name: str, node: ast.Call, constants: dict[str, Any]) -> None:
@@ -145,8 +175,10 @@ def _sagemaker(reading: Reading, name: str, node: ast.Call, constants: dict[str,
         reading.find("sagemaker-spot-no-checkpoint")
     if is_new:
         _unknown(reading, name, given)
+    if isinstance(given.get("environment"), dict):
+        environment.judge(reading, given["environment"])
     hyperparameters = given.get("hyperparameters")
-    if isinstance(hyperparameters, dict) and training_arguments.is_trainer(hyperparameters):
+    if isinstance(hyperparameters, dict) and recognized.is_trainer(hyperparameters):
         training_arguments.judge(reading, hyperparameters, may_be_others=True)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 from course_utils.launch.explain.reading import Open
-from course_utils.launch.explain.shell_text import NAME, Command, Script, Text
+from course_utils.launch.explain.shell_text import NAME, Command, Script, Text, pieces_of, waiting
 
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.S)
+PLAIN = re.compile(r"""[^\s;&|<>()\\'"$`=]+""")  # of a word: nothing to be done about it
 OPENING = {"if", "for", "while", "until", "case", "select", "{"}
 CLOSING = {"fi", "done", "esac", "}"}
 BETWEEN = {"then", "else", "elif", "do", "!", "time", "in"}
@@ -115,12 +116,16 @@ class _Reader(Text):
             elif char == "$" or char == "`":
                 plain = False
                 parts.append((*self.expansion(), True))
+            elif run := PLAIN.match(self.text, self.place):
+                self.place = run.end()
+                parts.append((run[0], (), False))
             else:
                 parts.append((self.take(), (), False))
-                text = "".join(part[0] for part in parts)
-                if char == "=" and self.peek() == "(" and NAME.fullmatch(text.rstrip("=+")):
-                    self.array(text)
-                    return
+                if char == "=" and self.peek() == "(":  # joined only here: a word may be long
+                    text = "".join(part[0] for part in parts)
+                    if NAME.fullmatch(text.rstrip("=+")):
+                        self.array(text)
+                        return
         if self.peek() == "(" and len(parts) and plain and not self.words:  # a function's name
             self.take()
             if self.peek() == ")":
@@ -158,9 +163,10 @@ class _Reader(Text):
         is_assignment = bool(ASSIGNMENT.match(head)) and all(ASSIGNMENT.match(word) for word in self.words)
         fields: list[tuple[str, tuple[str, ...]]] = [("", ())]
         for text, names, may_split in parts:
-            pieces = re.split(r"\s+", text) if may_split and not names and not is_assignment else [text]
-            fields[-1] = (fields[-1][0] + pieces[0], fields[-1][1] + names)
-            fields += [(piece, names) for piece in pieces[1:]]
+            pieces = pieces_of(text) if may_split and not is_assignment else [text]
+            waits = [waiting(piece, names) for piece in pieces] if len(pieces) > 1 else [names]
+            fields[-1] = (fields[-1][0] + pieces[0], fields[-1][1] + waits[0])
+            fields += list(zip(pieces[1:], waits[1:], strict=True))
         for text, names in fields:
             if text or quoted:
                 self.add(Open(text, names) if names else text, plain)
@@ -187,6 +193,9 @@ class _Reader(Text):
             command.variables[found[1]] = self.assigned(words[0], found)
             words.pop(0)
         if not words or str(words[0]) in DECLARING:
+            if words[:1] == ["export"] or (words and words[0] in ("declare", "typeset") and "-x" in words):
+                self.script.exported |= {str(word).partition("=")[0].rstrip("+") for word in words[1:]}
+            self.script.exports_all |= words[:1] == ["set"] and bool({"-a", "allexport"} & set(words))
             for word in words[1:]:
                 if found := ASSIGNMENT.match(word):
                     command.variables[found[1]] = self.assigned(word, found)

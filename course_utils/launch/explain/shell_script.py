@@ -5,15 +5,23 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from course_utils.launch.explain import accelerate_yaml, job_script, launchers, shell, training_arguments
+from course_utils.launch.explain import (
+    accelerate_yaml,
+    environment,
+    job_script,
+    launchers,
+    processes,
+    recognized,
+    shell,
+    training_arguments,
+)
 from course_utils.launch.explain.launchers import Launch, option
-from course_utils.launch.explain.reading import Open, Reading, number
-from course_utils.launch.explain.shell import Command
+from course_utils.launch.explain.processes import OUTSIDE, RANKS
+from course_utils.launch.explain.reading import Open, Reading
+from course_utils.launch.explain.shell_text import Command, Script
 
-ALONE = ("localhost", "127.0.0.1", "::1")
-RANKS = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
-OUTSIDE = "outside srun: "
 MOST_DEPTH = 4
+EXPORTED = re.compile(r"(?:--export=\w+,)?([A-Z][A-Z_0-9]*)=([^,]*)")  # of env and srun
 WHERE = {"SLURM": "set by SLURM", "SKYPILOT": "set by SkyPilot", "PET": "set by Kubeflow", "SM": "set by SageMaker"}
 
 
@@ -30,29 +38,38 @@ def commands(reading: Reading, text: str, variables: dict[str, str], is_job: boo
     if script.unclosed:
         what, line = script.unclosed
         reading.find("shell-syntax", what=what, line=line)
-    _variables(reading, script.variables)
+    for name in environment.SHOWN:
+        if name in script.variables:
+            reading.set(f"${name}", script.variables[name], _open(script.variables[name]), "shell")
     starts = list(_starts(script.commands, script.variables, 0, ""))
     found = []
     ports: dict[str, Command] = {}
-    for place, (command, launch, environment, around) in enumerate(starts, 1):
+    for place, (command, launch, known, around) in enumerate(starts, 1):
         reading.run = str(place) if len(starts) > 1 else ""
-        _launch(reading, launch, command, environment, is_job, around, text)
+        _launch(reading, launch, command, known, is_job, around, text)
         port = option(launch, "master_port", "main_process_port")
         if command.background and port and not isinstance(port, Open):
             if str(port) in ports:
                 reading.find("same-port", port=port)
             ports[str(port)] = command
         found.append(launch)
+    _environment(reading, script, [start[0] for start in starts], variables, text)
     reading.run = ""
     if not starts:
         reading.set("launcher", "none found", "no torchrun, accelerate launch or deepspeed in this file", "shell")
     return found
 
 
-def _variables(reading: Reading, variables: dict[str, str]) -> None:
-    for name in ("OMP_NUM_THREADS", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
-        if name in variables:
-            reading.set(f"${name}", variables[name], _open(variables[name]), "shell")
+def _environment(reading: Reading, script: Script, started: list[Command], given: dict[str, str], text: str) -> None:
+    """Variables that the programs see, be they exported, given by the caller, or written before a command."""
+    known = script.variables
+    seen = {name: value for name, value in known.items() if script.exports_all or name in {*script.exported, *given}}
+    for command in [*script.commands, *started]:
+        if command.words and str(command.words[0]) not in shell.DECLARING:
+            seen |= command.variables
+            seen |= dict(found.groups() for word in command.words if (found := EXPORTED.fullmatch(str(word))))
+    environment.judge(reading, seen)
+    environment.not_exported(reading, known.keys() - seen.keys(), text)
 
 
 def _starts(commands: list[Command], variables: dict[str, str], depth: int, around: str) -> Any:
@@ -108,7 +125,7 @@ def _launch(
     reading: Reading,
     launch: Launch,
     command: Command,
-    environment: dict[str, str],
+    variables: dict[str, str],
     is_job: bool,
     around: str,
     text: str,
@@ -116,8 +133,8 @@ def _launch(
     tool = launch.tool
     if "torch" in tool:  # torchrun takes what is not given from PET_ variables
         for name in ("nnodes", "nproc_per_node", "node_rank", "master_addr", "master_port"):
-            if f"PET_{name.upper()}" in environment:
-                launch.options.setdefault(name, environment[f"PET_{name.upper()}"])
+            if f"PET_{name.upper()}" in variables:
+                launch.options.setdefault(name, variables[f"PET_{name.upper()}"])
     if tool == "torch.distributed.launch":
         reading.find("launch-module-gone")
     number_of = f" {reading.run}" if reading.run else ""
@@ -129,127 +146,20 @@ def _launch(
         reading.find("program-missing", tool=tool)
     else:
         reading.set(f"{tool}{number_of}: program", launch.program, launch.program, tool)
-    nodes, processes = _processes(reading, launch, command, is_job)
+    nodes, each = processes.count(reading, launch, command, is_job)
     started_by = "srun" in around.split() or any(word.startswith("mpirun") for word in around.split())
     if nodes and nodes > 1:
-        _meeting(reading, launch, nodes, is_job and "srun" in around.split())
+        processes.meeting(reading, launch, nodes, is_job and "srun" in around.split())
         if is_job and not started_by and not re.search(r"\b(srun|pdsh|ssh|mpirun|clush)\b", _code(text)):
             reading.find("one-machine-started", nodes=nodes)
-    _job(reading, launch, processes, environment, started_by, text)
+    processes.in_job(reading, launch, each, variables, started_by, text)
+    if tool == "torchrun":
+        processes.logs(reading, launch)
     _program(reading, launch)
 
 
 def _code(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
-
-
-def _processes(reading: Reading, launch: Launch, command: Command, is_job: bool) -> tuple[int | None, int | None]:
-    """Machines and processes on each; facts."""
-    if launch.tool == "accelerate launch":
-        nodes, world = number(option(launch, "num_machines")), number(option(launch, "num_processes"))
-        if isinstance(world, int):
-            reading.know("world_size", world, "--num_processes")
-        if nodes and world and not isinstance(world, Open) and not isinstance(nodes, Open) and world % max(nodes, 1):
-            reading.find("processes-round-down", world=world, machines=nodes, each=world // nodes)
-        if isinstance(nodes, int):
-            reading.know("nodes", nodes, "--num_machines")
-        if precision := option(launch, "mixed_precision"):
-            reading.know("precision", precision, "--mixed_precision")
-        accumulation = number(option(launch, "gradient_accumulation_steps"))
-        reading.know("accumulation", accumulation, "--gradient_accumulation_steps")
-        each = world // nodes if isinstance(nodes, int) and isinstance(world, int) and nodes > 0 else None
-        return (nodes if isinstance(nodes, int) else None), each
-    if launch.tool == "deepspeed":
-        nodes, each = number(option(launch, "num_nodes")), number(option(launch, "num_gpus"))
-    else:
-        nodes, each = number(option(launch, "nnodes")), number(option(launch, "nproc_per_node"))
-        written = option(launch, "nproc_per_node")
-        words = ("gpu", "cpu", "auto", "xpu", "")
-        if written is not None and each is None and str(written) not in words:
-            reading.find(
-                "bad-value", name="--nproc-per-node", value=written, tool="torchrun", allowed="a number, gpu or auto"
-            )
-        nodes = nodes if option(launch, "nnodes") is not None else 1
-        each = each if written is not None else 1
-        if (
-            option(launch, "nnodes") is not None
-            and nodes is None
-            and not re.fullmatch(r"\d+:\d+", str(option(launch, "nnodes")))
-        ):
-            reading.find(
-                "bad-value",
-                name="--nnodes",
-                value=option(launch, "nnodes"),
-                tool="torchrun",
-                allowed="a number, or min:max",
-            )
-    nodes, each = (value if isinstance(value, int) else None for value in (nodes, each))
-    reading.know("nodes", nodes, "--nnodes" if "torch" in launch.tool else "--num_nodes")
-    reading.know("processes_per_node", each, "--nproc-per-node" if "torch" in launch.tool else "--num_gpus")
-    if nodes and each:
-        reading.know("world_size", nodes * each, "nodes x processes")
-    return nodes, each
-
-
-def _meeting(reading: Reading, launch: Launch, nodes: int, inside_srun: bool) -> None:
-    """Where several machines meet, and which of them this is."""
-    backend = str(option(launch, "rdzv_backend") or "static")
-    address = option(launch, "master_addr", "main_process_ip")
-    endpoint = option(launch, "rdzv_endpoint")
-    rank = option(launch, "node_rank", "machine_rank")
-    if "torch" in launch.tool:
-        if option(launch, "standalone"):
-            reading.find("standalone-on-several", nodes=nodes)
-            return
-        for name in ("master_addr", "master_port", "node_rank"):
-            if backend != "static" and option(launch, name) is not None:
-                reading.find("static-only", name=f"--{name.replace('_', '-')}", backend=backend)
-        if backend == "static" and rank is None:
-            cure = "give `--node-rank`, a different one on each machine, or `--rdzv-backend=c10d`"
-            reading.find("rendezvous-missing", nodes=nodes, cure=cure)
-            return
-        if endpoint is None and (address is None or backend != "static"):
-            reading.find("rendezvous-missing", nodes=nodes, cure="give `--rdzv-endpoint=HOST:PORT` of machine 0")
-        elif str(endpoint or address).rsplit(":", 1)[0] in ALONE:
-            reading.find("local-master", address=str(endpoint or address), nodes=nodes)
-    elif address is not None and str(address) in ALONE:
-        reading.find("local-master", address=str(address), nodes=nodes)
-    names = getattr(rank, "names", ())
-    is_direct = bool(launch.prefix) or not inside_srun  # the batch script's own shell puts the value in
-    outside = [name for name in names if name.startswith(OUTSIDE) or (name in RANKS and is_direct)]
-    if outside and (backend == "static" or "torch" not in launch.tool):
-        reading.find("rank-outside-srun", name=outside[0].removeprefix(OUTSIDE))
-    if rank is not None and not isinstance(rank, Open) and inside_srun and backend == "static":
-        reading.find("constant-rank", rank=rank, nodes=nodes)
-
-
-def _job(
-    reading: Reading,
-    launch: Launch,
-    processes: int | None,
-    environment: dict[str, str],
-    started_by: bool,
-    text: str,
-) -> None:
-    """The launcher against what the job asks for, and ports and threads."""
-    tasks, gpus, cores = reading.fact("tasks_per_node"), reading.fact("gpus_per_node"), reading.fact("cores")
-    if tasks and tasks > 1 and processes and processes > 1 and started_by:
-        reading.find("tasks-times-processes", tasks=tasks, processes=processes)
-    elif processes and gpus and processes != gpus:
-        reading.find("gpus-not-processes", processes=processes, gpus=gpus)
-    threads = number(environment.get("OMP_NUM_THREADS"))
-    if isinstance(threads, int) and processes and cores and threads * processes > cores * (tasks or 1):
-        reading.find("omp-too-many", processes=processes, threads=threads, cores=cores * (tasks or 1))
-    if (
-        cores
-        and started_by
-        and "SRUN_CPUS_PER_TASK" not in text
-        and not re.search(r"srun\b[^\n]*(--cpus-per-task|-c[ =]?\$?\{?[\dA-Z])", text.replace("\\\n", " "))
-    ):
-        reading.find("srun-cores", cores=cores)
-    port = number(option(launch, "master_port", "main_process_port"))
-    if isinstance(port, int) and not (port == 0 or 1024 <= port <= 65535):
-        reading.find("privileged-port", port=port)
 
 
 def _program(reading: Reading, launch: Launch) -> None:
@@ -259,11 +169,11 @@ def _program(reading: Reading, launch: Launch) -> None:
             text = str(word)
             if ("$$" in text or "${local_rank}" in text) and not isinstance(word, Open):
                 reading.find("dollar-expanded", tool=launch.tool, name=text)
-    values = training_arguments.words(launch.arguments)
+    values = recognized.words(launch.arguments)
     if "trust_remote_code" in values and str(values["trust_remote_code"]).lower() in ("true", "1"):
         reading.find("remote-code")
     values.pop("trust_remote_code", None)
-    if training_arguments.is_trainer(values):
+    if recognized.is_trainer(values):
         training_arguments.judge(reading, values, may_be_others=True)
     config = option(launch, "config_file")
     if config is not None:

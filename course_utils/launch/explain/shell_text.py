@@ -12,6 +12,31 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
 OPERATORS |= {ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod}
 
 
+# A part of a text that is one word whatever is in it, spaces, or what stands between.
+PIECE = re.compile(r"\$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)|`[^`]*`|\$\{[^{}]*\}|\s+|[^\s$`]+|.", re.S)
+
+
+def pieces_of(text: str) -> list[str]:
+    """``text`` split at spaces, but not inside what is still to be expanded."""
+    words = [""]
+    for piece in PIECE.findall(text):
+        if piece.isspace():
+            words.append("")
+        else:
+            words[-1] += piece
+    return words
+
+
+def waiting(word: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``names`` that stand in ``word``; all of them where an expansion is left and none can be told."""
+    if "$" not in word and "`" not in word:
+        return ()
+    found = tuple(name for name in names if re.search(rf"\$\{{?{re.escape(name.rpartition(' ')[2])}\b", word))
+    if "$(" in word or "`" in word:
+        found += tuple(name for name in names if name in ("a command's output", "an open number"))
+    return found or names
+
+
 @dataclass
 class Command:
     """One simple command: its words, the assignments before it, its line, and whether only a condition runs it."""
@@ -30,6 +55,8 @@ class Script:
     commands: list[Command] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     unclosed: tuple[str, int] | None = None  # what, line
+    exported: set[str] = field(default_factory=set)  # names
+    exports_all: bool = False  # set -a
 
 
 class Text:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
-from collections.abc import Iterable
 from typing import Any
 
 from course_utils.launch.check.program import Program, as_a_rank
+from course_utils.launch.explain import deepspeed_json
 from course_utils.launch.explain.reading import Open, Reading, number, truth
+from course_utils.launch.explain.recognized import class_of
 from course_utils.launch.spec import silent
 
 FSDP_KEYS = {  # what _process_fsdp_args of transformers 5.23 reads, without "fsdp_"
@@ -28,6 +28,8 @@ FSDP_CURES = {
 NOT_BUILT = ("deepspeed", "tf32", "accelerator_config", "fsdp_config", "parallelism_config", "hub_token")
 NOT_BUILT += ("fsdp", "gradient_checkpointing", "gradient_checkpointing_kwargs")  # judged by themselves, below
 STRATEGIES = ("save", "eval", "logging")
+WORLDS = (1, 8, 64, 24, 7 * 64)  # ranks to try
+DAY = 86_400  # seconds
 FACTS = {  # TrainingArguments' name -> the name that all files share
     "per_device_train_batch_size": "micro_batch",
     "gradient_accumulation_steps": "accumulation",
@@ -36,18 +38,6 @@ FACTS = {  # TrainingArguments' name -> the name that all files share
     },
 }
 DEEPSPEED_FIELDS = ("weight_decay", "adam_epsilon", "warmup_steps", "adam_beta1", "adam_beta2")
-
-
-def class_of(name: str) -> type | None:
-    """The installed configuration class of that name; None: none of transformers' or TRL's."""
-    import transformers
-
-    if name in ("TrainingArguments", "Seq2SeqTrainingArguments"):
-        return getattr(transformers, name)
-    import trl
-
-    found = getattr(trl, name, None) if name.endswith("Config") else None
-    return found if inspect.isclass(found) and issubclass(found, transformers.TrainingArguments) else None
 
 
 def judge(
@@ -74,7 +64,10 @@ def judge(
     _precision(reading, {key: value for key, value in values.items() if not isinstance(value, Open)}, name)
     if not refused:
         _steps(reading, given)
+    _limits(reading, given)
     _fsdp(reading, values)
+    if isinstance(config := values.get("deepspeed"), dict) and config:
+        deepspeed_json.explain(reading, config)
 
 
 def _resolved(built: Any, key: str, value: Any) -> Any:
@@ -100,11 +93,14 @@ def _build(kind: type | None, values: dict[str, Any], known: set[str]) -> tuple[
             given.pop(key, None)
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     given = {key: _typed(value, str(types[key])) for key, value in given.items()}
-    with as_a_rank(Program("", "", False, [], {}, 1)):
-        try:
-            return kind(**given), []
-        except Exception as error:  # whatever a stranger's values make of the class is its own word
-            return None, [" ".join(str(error).split())[:160] or type(error).__name__]
+    said = []
+    for ranks in WORLDS:  # not known here, and GRPO wants groups that divide what all ranks generate
+        with as_a_rank(Program("", "", False, [], {}, ranks)):
+            try:
+                return kind(**given), []
+            except Exception as error:  # whatever a stranger's values make of the class is its own word
+                said.append(" ".join(str(error).split())[:160] or type(error).__name__)
+    return None, said[:1]
 
 
 def _typed(value: Any, kind: str) -> Any:
@@ -121,7 +117,9 @@ def _typed(value: Any, kind: str) -> Any:
 
 def _gone(reading: Reading, key: str, value: Any, name: str, known: set[str], may_be_others: bool) -> bool:
     """Whether ``key`` is no longer, or never was, an argument of the class; notes the finding."""
-    renamed = silent.RENAMED | (silent.RENAMED_TRL if name != "TrainingArguments" else {})
+    is_trl = name not in ("TrainingArguments", "Seq2SeqTrainingArguments")
+    renamed = silent.RENAMED | (silent.RENAMED_TRL if is_trl else {})
+    removed = silent.REMOVED | (silent.REMOVED_TRL if is_trl else {})
     if key in known and key not in silent.DEPRECATED:
         return False
     if key in known:
@@ -129,8 +127,8 @@ def _gone(reading: Reading, key: str, value: Any, name: str, known: set[str], ma
         return False
     if key in renamed:
         reading.find("renamed-argument", name=key, tool=name, cure=renamed[key])
-    elif key in silent.REMOVED:
-        reading.find("removed-argument", name=key, tool=name, cure=silent.REMOVED[key])
+    elif key in removed:
+        reading.find("removed-argument", name=key, tool=name, cure=removed[key])
     elif may_be_others or not known:
         return False
     else:
@@ -174,6 +172,15 @@ def _steps(reading: Reading, given: dict[str, Any]) -> None:
         reading.find("saved-too-rarely", save=save, steps=steps)
     if number(given.get("save_total_limit")) == 1 and truth(given.get("load_best_model_at_end")):
         reading.set("save_total_limit", 1, 2, "TrainingArguments")  # the best and the last one
+
+
+def _limits(reading: Reading, given: dict[str, Any]) -> None:
+    """A time-out that is none, and a number of checkpoints that is none."""
+    waits, kept = number(given.get("ddp_timeout"), float), number(given.get("save_total_limit"))
+    if waits and waits > DAY:
+        reading.find("timeout-too-long", value=given["ddp_timeout"], days=int(waits // DAY))
+    if kept is not None and kept <= 0:
+        reading.find("no-limit", value=kept)
 
 
 def _fsdp(reading: Reading, values: dict[str, Any]) -> None:
@@ -230,57 +237,3 @@ def fsdp_config(reading: Reading, config: dict[str, Any]) -> None:
     reshard = truth(config_value(config, "reshard_after_forward"))
     reading.know("reshard_after_forward", reshard, "fsdp_config")
     reading.know("checkpointing", truth(config_value(config, "activation_checkpointing")), "fsdp_config")
-
-
-def words(arguments: Iterable[Any]) -> dict[str, Any]:
-    """``--name value``, ``--name=value`` and ``--flag`` of a command line; of two equal flags the last one counts."""
-    found: dict[str, Any] = {}
-    name = None
-    for word in arguments:
-        if str(word).startswith("--") and len(word) > 2:
-            head, equals, value = str(word)[2:].partition("=")
-            name = head.replace("-", "_")
-            found[name] = Open(value, word.names) if isinstance(word, Open) and equals else value if equals else True
-            name = None if equals else name
-        elif name:
-            found[name] = word
-            name = None
-    return found
-
-
-def is_trainer(values: dict[str, Any]) -> bool:
-    """Whether a command line is for TrainingArguments: it has some of their own names."""
-    typical = {"output_dir", "per_device_train_batch_size", "num_train_epochs", "gradient_accumulation_steps"}
-    typical |= {"save_steps", "logging_steps", "bf16", "fp16", "deepspeed", "fsdp", "fsdp_config", "save_strategy"}
-    typical |= {
-        "evaluation_strategy",
-        "eval_strategy",
-        "warmup_ratio",
-        "report_to",
-        "lr_scheduler_type",
-        "overwrite_output_dir",
-    }
-    return len(typical & set(values)) >= 2
-
-
-def is_fsdp_config(content: dict[str, Any]) -> bool:
-    """Whether a mapping is what ``--fsdp_config`` names."""
-    keys = {key.removeprefix("fsdp_") for key in content}
-    typical = {
-        "version",
-        "transformer_layer_cls_to_wrap",
-        "reshard_after_forward",
-        "auto_wrap_policy",
-        "min_num_params",
-    }
-    return bool(typical & keys) and not {"output_dir", "learning_rate"} & keys
-
-
-def config_class(content: dict[str, Any]) -> str | None:
-    """``TrainingArguments`` or ``SFTConfig``, whose fields these are; None: neither has two of them."""
-    known = {field.name for field in dataclasses.fields(class_of("TrainingArguments"))}
-    old = {*silent.RENAMED, *silent.REMOVED, *silent.DEPRECATED}
-    if len((known | old) & set(content)) < 2:
-        return None
-    of_trl = {"max_length", "max_seq_length", "packing", "dataset_text_field", "completion_only_loss", "eos_token"}
-    return "SFTConfig" if of_trl & set(content) else "TrainingArguments"

@@ -118,6 +118,13 @@ def has_fast_network(spec: Spec) -> bool:
     return spec.nodes > 1 and spec.device == "cuda" and spec.network_kind in ("infiniband", "roce", "efa")
 
 
+def network_devices(spec: Spec) -> dict[str, int]:
+    """What one machine's pod asks for besides GPUs: resource -> how many; for one machine nothing."""
+    if spec.nodes == 1 or spec.device == "cpu":
+        return {}
+    return {name: int(number) for name, number in (device.split("=") for device in spec.network_devices)}
+
+
 def trainjob_values(spec: Spec, folder: str) -> dict[str, Any]:
     # Kubernetes replaces $(NAME) in arguments; $$ is its way to write a dollar sign.
     script = f"{folder}/torchrun.sh".replace("$", "$$")
@@ -125,6 +132,7 @@ def trainjob_values(spec: Spec, folder: str) -> dict[str, Any]:
         "job": job_name(spec),
         "script": script,
         "fast_network": has_fast_network(spec),
+        "devices": network_devices(spec),
         "mount": KUBERNETES_OUTPUT,
         "output": f"{KUBERNETES_OUTPUT}/{job_name(spec)}",
     }

@@ -11,7 +11,8 @@ from course_utils.gpus import GPUS
 from course_utils.launch.spec import Spec, state
 from course_utils.models.configs import shape_of
 
-SOURCE = Path(__file__).parents[2] / "recipes" / "preflight.py"
+RECIPES = Path(__file__).parents[2] / "recipes"
+IMPORT = "from course_utils.recipes.preflight_verdict import problems\n"
 
 
 def applies(spec: Spec) -> bool:
@@ -20,7 +21,16 @@ def applies(spec: Spec) -> bool:
 
 
 def values(spec: Spec, folder: str) -> dict[str, Any]:
-    return {"source": SOURCE.read_text(encoding="utf-8")}
+    return {"source": source()}
+
+
+def source() -> str:
+    """The recipe in one file: what it imports of the course stands in the import's place, without its docstring."""
+    main, verdict = ((RECIPES / name).read_text("utf-8") for name in ("preflight.py", "preflight_verdict.py"))
+    if IMPORT not in main:
+        raise RuntimeError(f"recipes/preflight.py does not have the line {IMPORT!r}")
+    body = verdict.split('"""', 2)[2].split("import statistics\n", 1)[1].strip("\n")
+    return main.replace(IMPORT, f"{body}\n")
 
 
 def words(spec: Spec) -> list[str]:

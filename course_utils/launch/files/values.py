@@ -36,7 +36,7 @@ def deepspeed_json(spec: Spec, folder: str) -> dict[str, Any]:
 
 def script(launcher: str, spec: Spec) -> dict[str, Any]:
     """A shell script of one launcher. Paths into its folder are not values: the script finds them beside itself."""
-    variables = settings.environment_variables(spec, launcher)
+    variables = settings.environment_variables(spec, launcher) | settings.recorder_variables(spec)
     config_variable = variables.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     kind = "fsdp" if spec.is_fsdp else "deepspeed" if spec.is_deepspeed else ""
     config_flags = kind if arguments.config_flags(spec, launcher) else ""
@@ -72,6 +72,18 @@ def deepspeed_sh(spec: Spec, folder: str) -> dict[str, Any]:
     return script("deepspeed", spec)
 
 
+def slurm_sbatch(spec: Spec, folder: str) -> dict[str, Any]:
+    """What the containers need: pyxis wants # between registry and image; a file of an image has no registry."""
+    first, _, rest = spec.image.partition("/")
+    is_file = first in ("", ".", "..") or spec.image.endswith((".sqsh", ".sif"))
+    has_registry = rest and ("." in first or ":" in first or first == "localhost")
+    return {
+        "ports": settings.slurm_ports(spec),
+        "pyxis_image": f"{first}#{rest}" if has_registry and not is_file else spec.image,
+        "apptainer_image": spec.image if is_file else f"docker://{spec.image}",
+    }
+
+
 def hostfile(spec: Spec, folder: str) -> dict[str, Any]:
     """One machine without a name is this one."""
     return {"hosts": spec.host_names if spec.nodes > 1 or spec.hosts else ("localhost",)}
@@ -88,6 +100,8 @@ def readme(spec: Spec, folder: str) -> dict[str, Any]:
     return {
         "several": spec.nodes > 1,
         "preflight": preflight.applies(spec),
+        "recorder": settings.RECORDER_PREFIX if settings.recorder_variables(spec) else "",
+        "ports": settings.slurm_ports(spec),
         "json_name": name,
         "json_rows": list(rows),
         "data": data,

@@ -73,6 +73,11 @@ DEEPSPEED = {
 
 VARIABLES = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "or restarted ranks read the dead ones' addresses (pytorch issue 135712)",
+    "PET_STANDALONE": "torchrun's --standalone: with accelerate's own rendezvous restarted ranks of gloo hang",
+    "OMP_NUM_THREADS": "for Adam on the processor: torchrun's 1 would leave all but one core idle",
+    "TORCH_FR_BUFFER_SIZE": "NCCL's flight recorder keeps so many of a rank's last collectives",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "and writes them down when a rank waits longer than ddp_timeout",
+    "TORCH_FR_DUMP_TEMP_FILE": "there, with the rank's number behind it (README.md: how to read them)",
     "NCCL_NET": "this network or an error; else NCCL falls back to sockets, and only its log says so",
     "FI_PROVIDER": "libfabric's name of the network; preflight sees whether NCCL uses it",
     "NCCL_SOCKET_IFNAME": "the interface by which ranks find each other, and of sockets",

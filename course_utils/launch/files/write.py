@@ -54,7 +54,11 @@ FILES: tuple[LaunchFile, ...] = (
     LaunchFile("deepspeed.sh", "starts one machine's processes with deepspeed", values.deepspeed_sh, _deepspeed),
     LaunchFile("hostfile", "machines and processes, for deepspeed.sh", values.hostfile, _deepspeed),
     LaunchFile("preflight.py", "looks at the machines before training", preflight.values, preflight.applies),
-    LaunchFile("slurm.sbatch", "a SLURM cluster: starts torchrun.sh on every machine, again and again until finished"),
+    LaunchFile(
+        "slurm.sbatch",
+        "a SLURM cluster: starts torchrun.sh on every machine, again and again until finished",
+        values.slurm_sbatch,
+    ),
     LaunchFile("sagemaker_v3.py", "starts the run on Amazon SageMaker with SDK 3", cloud.sagemaker_values),
     LaunchFile("sagemaker_v2.py", "the same with SDK 2", cloud.sagemaker_v2_values),
     LaunchFile("sagemaker_entry.py", "what SageMaker starts on every rank", cloud.entry_values),

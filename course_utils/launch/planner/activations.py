@@ -191,6 +191,8 @@ def stored(spec: Spec, shape: ModelShape) -> int:
     layers = masked * layer(spec, shape, True) + (count - masked) * layer(spec, shape, False)
     if spec.checkpointing:
         layers = count * how.residual * shape.hidden_size
+    if not shape.vocab_size:  # a stage of a pipeline that is not the last one
+        return tokens(spec) * layers
     rows = shape.hidden_size * (how.compute if not spec.lora_rank else 0) if shape.lm_head else 0
     last = norm(shape.hidden_size, how, shape, not spec.lora_rank) + rows
     return tokens(spec) * (layers + last)

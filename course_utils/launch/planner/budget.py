@@ -41,10 +41,10 @@ def _checkpoint_lines(one: Plan, blocking: Outlook) -> list[str]:
 
 
 def _failure_lines(one: Plan, blocking: Outlook) -> list[str]:
-    spec, failures = one.spec, goodput.failures_of(one.spec)
+    spec, failures = one.spec, goodput.failures_of(one)
     expected = blocking.days * goodput.DAY / failures.mtbf
     return [
-        f"failures: one in {span(failures.mtbf)} on {spec.world_size:,} GPUs, {expected:,.1f} in this run "
+        f"failures: one in {span(failures.mtbf)} on {one.gpus:,} GPUs, {expected:,.1f} in this run "
         f"(gpu_mtbf={spec.gpu_mtbf:,.0f} h, assumed); each costs {span(blocking.lost)}, of which "
         f"{span(failures.restart)} to start again (assumed)",
     ]
@@ -66,7 +66,7 @@ def _ways(one: Plan, ways: Sequence[Outlook]) -> list[str]:
 
 
 def _advice(one: Plan, blocking: Outlook) -> list[str]:
-    spec, failures, saving = one.spec, goodput.failures_of(one.spec), blocking.saving
+    spec, failures, saving = one.spec, goodput.failures_of(one), blocking.saving
     estimates = [span(estimate(failures, saving)) for estimate in (goodput.young, goodput.daly)]
     found = [
         f"best for the Trainer, which blocks while it saves: save_every={round(blocking.best / one.speed.step)} "
@@ -80,23 +80,28 @@ def _advice(one: Plan, blocking: Outlook) -> list[str]:
     return found
 
 
-def days_table(plans: Sequence[Plan]) -> str:
+def days_table(plans: Sequence[Plan], most: int | None = None) -> str:
     """One line per plan that fits: time without failures, then goodput, time and cost with them, saved at best.
 
     All of them save as the Trainer does. The cheapest first; those that do not fit are named below.
+
+    Args:
+        most: lines; the other plans are only counted.
     """
     rows = [(goodput.outlook(one, goodput.ways_to_save(one)[0]), one) for one in plans if one.fits]
     rows.sort(key=lambda row: row[0].best_days)
-    width = max([len(one.name) for one in plans], default=0) + 2
+    width = max([len(one.name) for _, one in rows[:most]], default=8) + 2
     cost = f"{'cost $':>13}" if any(one.speed.cost is not None for one in plans) else ""
     lines = [f"{'strategy':{width}}{'save GB':>9}{'no failure':>12}{'goodput':>9}{'takes':>12}{cost}"]
-    for found, one in rows:
+    for found, one in rows[:most]:
         paid = "" if found.best_cost is None else f"{found.best_cost:13,.0f}"
         size, computing = goodput.saved(one).size / 1e9, span(one.speed.hours * 3600)
         takes = f"{found.best_share:9.3f}{span(found.best_days * goodput.DAY):>12}"
         lines.append(f"{one.name:{width}}{size:9,.1f}{computing:>12}{takes}{paid}")
-    rest = ", ".join(one.name for one in plans if not one.fits)
-    return "\n".join(lines + ([f"do not fit: {rest}"] if rest else []))
+    rest = [one.name for one in plans if not one.fits]
+    if most is not None and len(plans) > most:
+        return "\n".join([*lines, f"{len(plans)} ways to divide the GPUs, {len(rows)} of which fit"])
+    return "\n".join(lines + ([f"do not fit: {', '.join(rest)}"] if rest else []))
 
 
 def reported_table() -> str:

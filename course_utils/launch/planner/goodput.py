@@ -17,7 +17,6 @@ import numpy as np
 from course_utils.launch.planner.memory import state_shards
 from course_utils.launch.planner.plan import Plan
 from course_utils.launch.planner.speed import PCIE
-from course_utils.launch.spec import Spec
 from course_utils.launch.spec.state import Checkpoint, checkpoint
 
 DAY = 86_400.0
@@ -152,8 +151,8 @@ def saved(plan: Plan) -> Checkpoint:
     return checkpoint(plan.spec, plan.shape)
 
 
-def failures_of(spec: Spec) -> Failures:
-    return Failures(spec.gpu_mtbf * 3600 / spec.world_size, spec.restart)
+def failures_of(plan: Plan) -> Failures:
+    return Failures(plan.spec.gpu_mtbf * 3600 / plan.gpus, plan.spec.restart)
 
 
 def ways_to_save(plan: Plan) -> tuple[Saving, Saving]:
@@ -161,7 +160,7 @@ def ways_to_save(plan: Plan) -> tuple[Saving, Saving]:
     (``torch.distributed.checkpoint.async_save``), which the launch files do not offer: it stands still while a GPU
     copies its part to host memory, and each save counts when it is written.
     """
-    size, parts = saved(plan), state_shards(plan.spec)
+    size, parts = saved(plan), plan.stages * state_shards(plan.spec)
     written = size.size / (plan.spec.storage * 1e9)
     copied = (size.by_rank_0 + size.by_all / parts) / PCIE
     return Saving("blocking", written), Saving("asynchronous", min(copied, written), written)
@@ -172,7 +171,7 @@ def outlook(plan: Plan, saving: Saving) -> Outlook:
 
     The best is at most the whole run, whose end is saved in any case.
     """
-    spec, failures, step = plan.spec, failures_of(plan.spec), plan.speed.step
+    spec, failures, step = plan.spec, failures_of(plan), plan.speed.step
     interval = spec.save_every * step
     best = min(max(1, round(best_interval(failures, saving) / step)), spec.max_steps) * step
     shares = [goodput(seconds, failures, saving) for seconds in (interval, best)]

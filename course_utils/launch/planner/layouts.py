@@ -1,4 +1,8 @@
-"""FSDP2 on many GPUs: how many copies of the sharded model, and how many GPUs share a matrix (lesson 15)."""
+"""3D layouts: how many copies of the model, how many GPUs share a matrix, how many stages share the layers (lesson 15).
+
+Copies (HSDP) go over machines or parts of one, tensor parallelism stays inside a machine, a stage of a pipeline takes
+whole machines. What is left shards the state.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,28 @@ from course_utils.launch.spec import Spec
 from course_utils.models.configs import shape_of
 
 
-def layouts(spec: Spec) -> list[Plan]:
-    """A plan for every way to divide the GPUs: copies (HSDP) x shards x tensor parallel, inside a machine.
+def layouts(spec: Spec, stages: int = 1) -> list[Plan]:
+    """A plan for every way to divide the GPUs under FSDP2: copies x shards x GPUs a matrix x stages.
 
-    A copy is sharded over whole machines, or over an even share of one. Those that fit first, the fastest first; the
-    batch stays as asked, so that a layout with fewer data-parallel ranks accumulates more where ``global_batch`` is
-    given. Pipelines are not planned.
+    Those that fit first, the fastest first. The batch stays as asked: a layout with fewer data-parallel ranks
+    accumulates more. What cannot divide the batch, or leaves a stage without enough micro-batches, is left out.
+    Pipelines are planned only, see ``course_utils.launch.planner.pipeline``.
+
+    Args:
+        stages: as ``plan`` takes it: the GPUs are so many times the spec's.
     """
+    nodes = spec.nodes * stages
     shape, found = shape_of(spec.model), []
-    for tensor in _divisors(spec.gpus_per_node):
-        for replicas in _divisors(spec.world_size // tensor):
-            try:
-                asked = spec.but(strategy="fsdp2", offload="none", tensor_parallel=tensor, replicas=replicas)
-            except SpecError:  # the batch or the context cannot be divided like that
-                continue
-            found.append(plan(asked, shape))
+    same = {"strategy": "fsdp2", "offload": "none", "accumulation": None, "global_batch": spec.effective_batch}
+    for number in _divisors(nodes):
+        machines = same | {"nodes": nodes // number, "hosts": ()}
+        for tensor in _divisors(spec.gpus_per_node):
+            for replicas in _divisors(machines["nodes"] * spec.gpus_per_node // tensor):
+                try:
+                    asked = spec.but(**machines, tensor_parallel=tensor, replicas=replicas)
+                    found.append(plan(asked, shape, stages=number))
+                except SpecError:  # the batch, the context or the layers cannot be divided like that
+                    continue
     return sorted(found, key=lambda one: (not one.fits, one.speed.step, one.total))
 
 

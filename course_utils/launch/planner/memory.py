@@ -205,11 +205,12 @@ def on_gpu(
 ) -> dict[str, dict[str, int]]:
     """Bytes on each GPU: ``{moment: {component: bytes}}``, for the moments and components of this module."""
     how = asked(spec) if reduction is None else reduction
-    return {moment: _at(moment, spec, shape, count, how) for moment in MOMENTS}
+    held = _activations(spec, shape)
+    return {moment: _at(moment, spec, shape, count, how, held[moment]) for moment in MOMENTS}
 
 
-def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters, how: Reduction) -> dict[str, int]:
-    forward, offloads = activations.stored(spec, shape), spec.offload != "none"
+def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters, how: Reduction, held: int) -> dict[str, int]:
+    offloads = spec.offload != "none"
     found = {
         "weights": 0 if spec.offload == "all" else weights(spec, count),
         "gradients": _gradients_at(moment, spec, count, how),
@@ -219,19 +220,24 @@ def _at(moment: str, spec: Spec, shape: ModelShape, count: Parameters, how: Redu
         "whole gradients": unsharded_gradients(spec, count, how) if moment != "step" else 0,
         "gathered units": gathered(spec, shape, count, moment),
         "autocast copies": autocast_copies(spec, shape, count, moment),
-        "activations": {
-            "loss": forward,
-            "last layer": (forward if spec.checkpointing else forward - _one(spec, shape))
-            + activations.live_layer(spec, shape),
-            "first layer": activations.live_layer(spec, shape),
-        }.get(moment, 0),
+        "activations": held,
         "logits": activations.logits(spec, shape) if moment == "loss" else 0,
     }
+    return with_margin(found)
+
+
+def with_margin(parts: dict[str, int]) -> dict[str, int]:
+    """The components and what is added for certainty; an earlier margin is replaced."""
+    found = {name: size for name, size in parts.items() if name != "margin"}
     return found | {"margin": int(CONTEXT + FRAGMENTATION * sum(found.values()))}
 
 
-def _one(spec: Spec, shape: ModelShape) -> int:
-    return activations.tokens(spec) * activations.layer(spec, shape, activations.masked_layers(spec, shape) > 0)
+def _activations(spec: Spec, shape: ModelShape) -> dict[str, int]:
+    """Activations at each moment; the layer in work is complete, also where the others are recomputed."""
+    forward, live = activations.stored(spec, shape), activations.live_layer(spec, shape)
+    one = activations.tokens(spec) * activations.layer(spec, shape, activations.masked_layers(spec, shape) > 0)
+    others = forward if spec.checkpointing else forward - one
+    return {"loss": forward, "last layer": others + live, "first layer": live, "step": 0}
 
 
 def _gradients_at(moment: str, spec: Spec, count: Parameters, how: Reduction) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from course_utils.errors import SpecError
 from course_utils.gpus import GPUS
-from course_utils.launch.planner import memory, speed
+from course_utils.launch.planner import memory, pipeline, speed
 from course_utils.launch.planner.reduction import Reduction, asked
 from course_utils.launch.spec import Spec
 from course_utils.models.configs import shape_of
@@ -22,7 +22,8 @@ class Plan:
     """Memory and speed of one spec; bytes and seconds, shown as GiB and as what reads best.
 
     ``moments`` are the bytes on a GPU, ``{moment: {component: bytes}}``; ``host`` those in a machine's memory, for what
-    is offloaded; ``parameters`` counts all of the model with its adapters, ``trained`` those that learn.
+    is offloaded; ``parameters`` counts all of the model with its adapters, ``trained`` those that learn. With a
+    ``pipeline`` the spec is that of one stage's machines, and the memory that of the tightest stage.
     """
 
     spec: Spec
@@ -33,6 +34,7 @@ class Plan:
     host: Mapping[str, int]
     reduction: Reduction
     speed: speed.Speed
+    pipeline: pipeline.Pipeline | None = None
 
     @property
     def name(self) -> str:
@@ -42,7 +44,9 @@ class Plan:
             parts.append(f"{self.spec.replicas} replicas")
         if self.spec.tensor_parallel > 1:
             parts.append(f"{self.spec.tensor_parallel} GPUs a matrix")
-        if not self.spec.reshard_after_forward:
+        if self.stages > 1:
+            parts.append(f"{self.stages} stages")
+        elif not self.spec.reshard_after_forward:
             parts.append("no reshard")
         if self.reduction.each_batch and not self.spec.is_deepspeed:
             parts.append("sync each batch")
@@ -51,6 +55,16 @@ class Plan:
         if self.spec.offload != "none":
             parts.append("offload" if self.spec.offload == "all" else "optimizer offload")
         return " + ".join(parts)
+
+    @property
+    def stages(self) -> int:
+        """Groups of machines among which a pipeline divides the layers; 1: all machines have them all."""
+        return len(self.pipeline.stages) if self.pipeline else 1
+
+    @property
+    def gpus(self) -> int:
+        """All that the run takes."""
+        return self.stages * self.spec.world_size
 
     @property
     def moment(self) -> str:
@@ -84,15 +98,18 @@ class Plan:
         return room and self.total <= self.limit
 
 
-def plan(spec: Spec, shape: ModelShape | None = None, reduction: Reduction | None = None) -> Plan:
+def plan(spec: Spec, shape: ModelShape | None = None, reduction: Reduction | None = None, stages: int = 1) -> Plan:
     """The plan of a spec: arithmetic only, nothing is allocated or started.
 
     Args:
+        spec: the run; with several stages the whole run's batch, on the machines of one stage.
         shape: of ``spec.model``, where it is known already.
         reduction: how often and in which type gradients are reduced; None: as ``spec.arguments`` ask for.
+        stages: of a pipeline, which takes so many times the spec's machines.
 
     Raises:
-        SpecError: the model is not known or not counted, see ``shape_of``; context parallelism without SDPA.
+        SpecError: the model is not known or not counted, see ``shape_of``; context parallelism without SDPA; a
+            pipeline that does not exist, see ``pipeline.check``.
     """
     shape, how = shape or shape_of(spec.model), asked(spec) if reduction is None else reduction
     if shape.attention != "sdpa" and spec.context_parallel > 1:
@@ -101,6 +118,10 @@ def plan(spec: Spec, shape: ModelShape | None = None, reduction: Reduction | Non
             f"{shape.attention}; allowed: 1"
         )
     whole, trained = memory.total_parameters(spec, shape)
+    if stages != 1:
+        on_gpu, found, fast = pipeline.build(spec, shape, stages, how)
+        kept = spec.but(reshard_after_forward=False)
+        return Plan(kept, shape, whole, trained, on_gpu, {}, how, fast, found)
     count = memory.parameters(spec, shape)
     on_gpu, on_host = memory.on_gpu(spec, shape, count, how), memory.on_host(spec, count)
     return Plan(spec, shape, whole, trained, on_gpu, on_host, how, speed.speed(spec, shape, count, how))

@@ -22,6 +22,8 @@ def verdict(one: Plan) -> str:
         need += f" and {one.host_total / GIB:.1f} GiB of a machine's memory" + (f" of {known:g} GiB" if known else "")
     if one.fits:
         return f"{one.name} fits: it {need}."
+    if one.pipeline:
+        return f"{one.name} does not fit: it {need}; `--layouts` compares other ways to divide the GPUs."
     found = cheapest_change(one.spec, one.shape)
     advice = found.sentence if found else "no change known to this planner makes it fit."
     return f"{one.name} does not fit: it {need}; {advice}"
@@ -48,9 +50,10 @@ def _heading(one: Plan) -> str:
     spec = one.spec
     model = spec.model if isinstance(spec.model, str) else "a model"
     trained = "" if one.trained == one.parameters else f", {one.trained / 1e6:,.1f} M trained"
+    machines = f"{spec.nodes * one.stages} x {spec.gpus_per_node} {spec.gpu}"
     return (
-        f"{model}: {one.parameters / 1e9:.3f} B parameters{trained}; {one.name} on {spec.nodes} x {spec.gpus_per_node} "
-        f"{spec.gpu}; {spec.effective_batch} sequences of {spec.sequence_length} tokens a step"
+        f"{model}: {one.parameters / 1e9:.3f} B parameters{trained}; {one.name} on {machines}; "
+        f"{spec.effective_batch} sequences of {spec.sequence_length} tokens a step"
     )
 
 
@@ -64,7 +67,22 @@ def _memory_lines(one: Plan) -> list[str]:
     sums = [sum(found.values()) / GIB for found in one.moments.values()]
     lines.append(f"{'total':18}" + "".join(f"{size:13.2f}" for size in sums) + f"   limit {one.limit / GIB:.1f}")
     host = ", ".join(f"{name} {size / GIB:.1f}" for name, size in one.host.items())
-    return lines + ([f"GiB per machine:  {host}"] if host else []) + _attention_lines(one)
+    return lines + ([f"GiB per machine:  {host}"] if host else []) + _pipeline_lines(one) + _attention_lines(one)
+
+
+def _pipeline_lines(one: Plan) -> list[str]:
+    """What the stages hold, what passes between them, and how long they wait for each other."""
+    if not one.pipeline:
+        return []
+    stages, number = one.pipeline.stages, one.pipeline.micro_batches
+    tightest, layers = one.pipeline.tightest, sorted({stage.layers for stage in stages})
+    passed = 2 * number * one.pipeline.passed / GIB  # forward, and its gradient back
+    return [
+        f"a pipeline, planned only: {len(stages)} stages of {' or '.join(map(str, layers))} layers on "
+        f"{one.spec.nodes} x {one.spec.gpus_per_node} GPUs each; above is stage {tightest + 1}, with "
+        f"{stages[tightest].in_flight} of {number} micro-batches in flight",
+        f"between two stages {passed:.2f} GiB a step pass on each GPU; the bubble is {one.pipeline.bubble:.0%}",
+    ]
 
 
 def _attention_lines(one: Plan) -> list[str]:
@@ -84,6 +102,7 @@ def _speed_lines(one: Plan) -> list[str]:
     parts = (
         f"computing {fast.compute:.3f}, waiting for communication {fast.exposed:.3f}, for offload {fast.offload:.3f}"
     )
+    parts += f", for other stages {fast.bubble:.3f}" if one.pipeline else ""
     factor = speed.recompute_factor(one.spec, one.shape)
     recomputing = f", of which recomputation leaves {one.spec.mfu / factor:.2f}" if factor > 1 else ""
     lines = [
@@ -99,7 +118,7 @@ def _hours_range(one: Plan) -> str:
     found = mfu.published_range(one.spec.gpu)
     if found is None or one.spec.precision == "fp32":
         return "; no published MFU for this is known here: measure yours"
-    least, most = (plan(one.spec.but(mfu=round(share, 2)), one.shape, one.reduction) for share in found)
+    least, most = (plan(one.spec.but(mfu=round(share, 2)), one.shape, one.reduction, one.stages) for share in found)
     span = f"{most.speed.hours:.2f} to {least.speed.hours:.2f} h"
     return f"; {span} at the published MFU of {least.spec.mfu:g} to {most.spec.mfu:g}"
 

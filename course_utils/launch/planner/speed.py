@@ -34,6 +34,7 @@ class Speed(NamedTuple):
     tokens_per_second: float
     hours: float
     cost: float | None
+    bubble: float = 0.0  # seconds in which a pipeline's stages wait for each other
 
 
 class Message(NamedTuple):
@@ -168,18 +169,25 @@ def _of_fsdp(spec: Spec, shape: ModelShape, count: memory.Parameters, how: Reduc
     FSDP1 without resharding keeps the weights of a whole step gathered under ``no_sync``
     (``ShardingStrategy.SHARD_GRAD_OP``).
     """
-    parts, gap, g = memory.state_shards(spec), spec.tensor_parallel, spec.accumulation_steps
-    units = shape.num_hidden_layers + 1
-    whole = (count.trained + count.frozen) * memory.bytes_of(spec).gathered
+    gather, reduce, replicas = fsdp_units(spec, shape, count, how)
+    g = spec.accumulation_steps
     kept = spec.strategy == "fsdp1" and not spec.reshard_after_forward and not how.each_batch
     forwards = 1 if kept else g
-    found = [Message(whole * forwards, units * forwards, parts, gap, window="forward")]
+    found = [gather._replace(data=gather.data * forwards, calls=gather.calls * forwards, window="forward")]
     if spec.reshard_after_forward:
-        found += _in_backward(Message(whole, units, parts, gap), True, g)
+        found += _in_backward(gather, True, g)
+    return found + _in_backward(reduce, how.each_batch, g) + _in_backward(replicas, how.each_batch, g)
+
+
+def fsdp_units(
+    spec: Spec, shape: ModelShape, count: memory.Parameters, how: Reduction
+) -> tuple[Message, Message, Message]:
+    """All units once: gather their weights, reduce their gradients to shards, add up the shards of the replicas."""
+    parts, gap, units = memory.state_shards(spec), spec.tensor_parallel, shape.num_hidden_layers + 1
+    whole = (count.trained + count.frozen) * memory.bytes_of(spec).gathered
     reduced = count.trained * memory.reduced_bytes(spec, how)
-    found += _in_backward(Message(reduced, units, parts, gap), how.each_batch, g)
     replicas = Message(reduced // parts, units, spec.replicas, parts * gap, passes=2)
-    return found + _in_backward(replicas, how.each_batch, g)
+    return Message(whole, units, parts, gap), Message(reduced, units, parts, gap), replicas
 
 
 def _of_zero(spec: Spec, shape: ModelShape, count: memory.Parameters, how: Reduction) -> list[Message]:
@@ -257,21 +265,25 @@ def offload_time(spec: Spec, count: memory.Parameters) -> float:
 
 def speed(spec: Spec, shape: ModelShape, count: memory.Parameters, reduction: Reduction | None = None) -> Speed:
     """Seconds of a step and its parts, tokens a second over all GPUs, hours and cost of ``max_steps``."""
-    compute, sent = compute_time(spec, shape), messages(spec, shape, count, reduction)
-    waited = sum(ring_time(spec, message) for message in sent if not message.window)
+    compute, messages_of_step = compute_time(spec, shape), messages(spec, shape, count, reduction)
+    waited = sum(ring_time(spec, message) for message in messages_of_step if not message.window)
     parts = windows(spec, shape, count, reduction).values()
     exposed = waited + sum(part.exposed for part in parts)
     offload = offload_time(spec, count)
-    step = compute + exposed + offload
-    hours = spec.max_steps * step / 3600
-    return Speed(
-        compute=compute,
-        communication=waited + sum(part.communication for part in parts),
-        exposed=exposed,
-        offload=offload,
-        volume=sum(m.passes * m.data * (m.ranks - 1) // m.ranks for m in sent),
-        step=step,
-        tokens_per_second=spec.effective_batch * spec.sequence_length / step,
-        hours=hours,
-        cost=None if spec.price is None else hours * spec.world_size * spec.price,
-    )
+    communication = waited + sum(part.communication for part in parts)
+    volume = sum(sent(message) for message in messages_of_step)
+    return finish(spec, spec.world_size, compute, communication, exposed, volume, offload)
+
+
+def sent(message: Message) -> int:
+    """Bytes that one GPU sends."""
+    return message.passes * message.data * (message.ranks - 1) // message.ranks
+
+
+def finish(spec: Spec, gpus: int, compute: float, communication: float, exposed: float, volume: int,
+           offload: float = 0.0, bubble: float = 0.0) -> Speed:  # fmt: skip
+    """The step's seconds added up, and what follows for ``max_steps`` of them."""
+    step = compute + exposed + offload + bubble
+    tokens_per_second, hours = spec.effective_batch * spec.sequence_length / step, spec.max_steps * step / 3600
+    cost = None if spec.price is None else hours * gpus * spec.price
+    return Speed(compute, communication, exposed, offload, volume, step, tokens_per_second, hours, cost, bubble)

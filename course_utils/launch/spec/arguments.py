@@ -104,6 +104,7 @@ def flags(spec: Spec) -> list[Flag]:
         Flag(f"--max_steps={spec.max_steps}", "optimizer steps"),
         Flag(f"--save_steps={spec.save_every}", "optimizer steps between checkpoints"),
         *_budget(spec),
+        Flag(f"--ddp_timeout={spec.ddp_timeout}", "seconds until a rank that waits for the others gives up"),
         Flag(f"--bf16={autocast['bf16']}", "said either way: TRL's default is True, TrainingArguments' False"),
         Flag(f"--fp16={autocast['fp16']}", "with a loss scale, for GPUs without bf16"),
         _recomputation(spec),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 INTERFACE = re.compile(r"([=^]{0,2}[A-Za-z0-9][A-Za-z0-9_.:,-]{0,100})?")  # as NCCL_SOCKET_IFNAME takes it
+DEVICE = re.compile(r"[a-z0-9][a-z0-9.-]{0,100}/[A-Za-z0-9][A-Za-z0-9._-]{0,60}=[1-9][0-9]{0,3}")  # Kubernetes
 CLUSTER_WORD = re.compile(r"[A-Za-z0-9_.,@:/-]{0,200}")
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -44,6 +45,11 @@ def _texts(spec: Spec) -> None:
     for field, pattern in patterns.items():
         if not pattern.fullmatch(getattr(spec, field)):
             raise SpecError(f"{field}={getattr(spec, field)!r} is not allowed; allowed: {pattern.pattern}")
+    for device in spec.network_devices:
+        if not DEVICE.fullmatch(device):
+            raise SpecError(f"network_devices={device!r} is not allowed; allowed: such as vpc.amazonaws.com/efa=32")
+    if spec.container != "none" and not spec.image:
+        raise SpecError(f"container={spec.container!r} needs image, which is empty; allowed: an image, or 'none'")
     for host in spec.hosts:
         if not HOST.fullmatch(host):
             raise SpecError(f"hosts={host!r} is not allowed; allowed: host names such as gpu-07.cluster")

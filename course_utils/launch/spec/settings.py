@@ -17,6 +17,7 @@ from course_utils.models.shapes import ModelShape
 
 # finetune's names for the course's own models. ModernBERT's default list would wrap the embeddings twice: FSDP2 raises.
 COURSE_LAYERS = {"course/encoder": "ModernBertEncoderLayer", "course/causal": "Qwen3DecoderLayer"}
+RECORDER_PREFIX = "nccl_trace_rank_"  # a rank's number follows; torchfrtrace --prefix
 BUCKET = 200_000_000  # elements that ZeRO gathers or reduces at a time: 400 MB in 16 bit
 
 
@@ -170,9 +171,13 @@ def environment_variables(spec: Spec, launcher: str = "torchrun", folder: str = 
         found |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # ranks share the cores
         # Without it every rank is alone, silently; with it DeepSpeed would silently become DDP.
         found |= {"DS_ACCELERATOR": "cpu"} if spec.is_deepspeed else {"ACCELERATE_USE_CPU": "true"}
+    elif spec.offload != "none":  # Adam runs on the processor, and torchrun would give it one thread
+        found["OMP_NUM_THREADS"] = str(spec.cpus_per_gpu)
     found |= network_variables(spec)
     if launcher != "deepspeed" and restarts_by_launcher(spec):
         found["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        if launcher == "accelerate":  # it has no option for it; its own rendezvous shares the store all the same
+            found["PET_STANDALONE"] = "1"
     if not spec.trainer_flags:
         found["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(spec.accumulation_steps)
     if launcher != "accelerate":
@@ -206,6 +211,35 @@ def network_variables(spec: Spec) -> dict[str, str]:
     if spec.interface:
         found |= {"NCCL_SOCKET_IFNAME": spec.interface, "GLOO_SOCKET_IFNAME": spec.interface}
     return found
+
+
+def recorder_variables(spec: Spec) -> dict[str, str]:
+    """NCCL's flight recorder, for launchers that make the log folder: each rank's last collectives after a time-out.
+
+    Names and meaning: torch 2.13, ``FlightRecorder.hpp`` and ``ProcessGroupNCCL.hpp``. gloo records too, and writes
+    nothing.
+    """
+    if not spec.log_dir or spec.device != "cuda" or spec.world_size == 1:
+        return {}
+    prefix = f"{spec.log_dir}/{RECORDER_PREFIX}"
+    return {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": prefix,
+    }
+
+
+def slurm_port(spec: Spec, job: int) -> int:
+    """The rendezvous port of SLURM's job number ``job``: two of them on one machine rarely meet. Every second one.
+
+    The one in between is the preflight's.
+    """
+    return spec.port + job % slurm_ports(spec) * 2
+
+
+def slurm_ports(spec: Spec) -> int:
+    """How many jobs have a port of their own, from ``spec.port`` on."""
+    return max(1, min(1000, (65535 - spec.port) // 2))
 
 
 def _accelerate_variables(spec: Spec, folder: str) -> dict[str, str]:

@@ -78,10 +78,31 @@ REMOVED = {
     "ray_scope": "delete it",
 }
 # TRL 1.16 (SFTConfig and its relatives)
-RENAMED_TRL = {"max_seq_length": "max_length"}
+RENAMED_TRL = {
+    "max_seq_length": "max_length",
+    "torch_dtype": "dtype",  # of ModelConfig, which TrlParser fills from the same file
+    "use_liger": "use_liger_kernel",
+    "use_liger_loss": "use_liger_kernel",
+    "vllm_max_model_len": "vllm_max_model_length",
+    "vllm_guided_decoding_regex": "vllm_structured_outputs_regex",
+    "padding_value": "pad_token",
+}
+REMOVED_TRL = {
+    "max_prompt_length": "delete it, and cut the prompts in the data set",
+    "max_target_length": "delete it: `max_length` counts the whole sequence",
+    "rpo_alpha": 'write `loss_type=["sigmoid", "sft"]` with `loss_weights`',
+    "is_encoder_decoder": "delete it",
+    "generate_during_eval": "delete it",
+    "force_use_ref_model": "delete it",
+    "label_pad_token_id": "delete it",
+    "dataset_batch_size": "delete it",
+    "num_of_sequences": "delete it",
+    "chars_per_token": "delete it",
+    "vllm_device": "write `vllm_mode`",
+}
+OLD_KEYWORDS = {("from_pretrained", "torch_dtype"): "dtype"}  # still read
 # Keywords of other calls: (function, keyword) -> cure
 KEYWORDS = {
-    ("from_pretrained", "torch_dtype"): "write `dtype=`",
     ("from_pretrained", "use_auth_token"): "write `token=`",
     ("from_pretrained", "load_in_8bit"): "write `quantization_config=BitsAndBytesConfig(load_in_8bit=True)`",
     ("from_pretrained", "load_in_4bit"): "write `quantization_config=BitsAndBytesConfig(load_in_4bit=True)`",
@@ -97,6 +118,32 @@ IMPORTS = {
     ("transformers.optimization", "AdamW"): "import `torch.optim.AdamW`",
     ("transformers", "deepspeed"): "import from `transformers.integrations`",
     ("transformers.deepspeed", "HfDeepSpeedConfig"): "import from `transformers.integrations`",
+}
+# Environment variables (torch 2.13 ProcessGroupNCCL.hpp and FlightRecorder.hpp, huggingface_hub 1, transformers 5.23).
+OLD_VARIABLES = {
+    "NCCL_ASYNC_ERROR_HANDLING": "write `TORCH_NCCL_ASYNC_ERROR_HANDLING`, or delete it: 3 is the default",
+    "NCCL_BLOCKING_WAIT": "write `TORCH_NCCL_BLOCKING_WAIT`",
+    "NCCL_DESYNC_DEBUG": "write `TORCH_NCCL_DESYNC_DEBUG`",
+    "NCCL_ENABLE_TIMING": "write `TORCH_NCCL_ENABLE_TIMING`",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "write `TORCH_FR_BUFFER_SIZE`",
+    "TORCH_NCCL_TRACE_CPP_STACK": "write `TORCH_FR_CPP_STACK`",
+    "HF_HUB_ENABLE_HF_TRANSFER": "write `HF_XET_HIGH_PERFORMANCE`",
+    "TRANSFORMERS_CACHE": "write `HF_HOME`",
+}
+SLOW_VARIABLES = {  # switched on: what is lost
+    "NCCL_P2P_DISABLE": "GPUs of one machine exchange through its main memory, NVLink or not",
+    "NCCL_SHM_DISABLE": "GPUs of one machine exchange over the network where they have no direct path",
+    "NCCL_IB_DISABLE": "machines exchange over TCP, whatever network they have",
+    "CUDA_LAUNCH_BLOCKING": "the CPU waits for every kernel, and nothing overlaps",
+    "TORCH_NCCL_BLOCKING_WAIT": "the CPU waits for every collective",
+    "NCCL_BLOCKING_WAIT": "the CPU waits for every collective",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "the driver allocates every tensor anew",
+}
+OFF_VARIABLES = {  # switched off: what is lost
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "a rank that hangs keeps the others waiting until the job's time limit",
+    "NCCL_ASYNC_ERROR_HANDLING": "a rank that hangs keeps the others waiting until the job's time limit",
+    "TORCH_FR_BUFFER_SIZE": "no flight recorder says afterwards which collective hung",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "no flight recorder says afterwards which collective hung",
 }
 # "auto" at these places is filled in by transformers 5.23 (HfTrainerDeepSpeedConfig) from this argument.
 TRAINER_FILLS = {

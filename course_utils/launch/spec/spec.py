@@ -73,7 +73,11 @@ class Spec(BaseModel):
         "any", "what it is; any: whatever NCCL finds, sockets included"
     )
     interface: str = of("", "network interface of sockets, such as eth0; empty: NCCL and gloo choose")
+    network_devices: Texts = of((), "what a pod must ask for to use it, such as vpc.amazonaws.com/efa=32 (Kubernetes)")
     host_memory: float | None = of(None, "memory of one machine; None: not checked", "GiB", gt=0)
+    numa: Literal["", "node", "socket", "exclusive", "core-complex"] = of(
+        "", "bind each process to cores near its GPU, as torchrun's --numa-binding names it; needs numactl"
+    )
     device: Literal["cuda", "cpu"] = of("cuda", "cpu starts the same run on processor cores with gloo: a rehearsal")
     # the numbers
     precision: Precision = of("bf16", "bf16, fp16: autocast over fp32 weights; bf16_weights: bf16 throughout")
@@ -95,13 +99,18 @@ class Spec(BaseModel):
     # the stay on the cluster
     time_limit: int = of(24 * 60, "longest stay of one job", "minutes", ge=5)
     warning: int = of(120, "how long before the time limit the program is told to save and stop", "seconds", ge=30)
+    ddp_timeout: int = of(1800, "how long a rank waits for the others, for rank 0's data, too", "seconds", ge=60)
     max_restarts: int = of(0, "how often a crashed run goes on by itself from its last checkpoint", ge=0, le=100)
     log_dir: str = of("", "folder for a log and an error file of each rank, seen as output_dir; empty: none")
     hosts: Texts = of((), "machine names for the hostfile, one per node; empty: node1, node2, ...")
     port: int = of(29500, "TCP port of the rendezvous on the first machine", ge=1024, le=65535)
     partition: str = of("", "SLURM partition; empty: the cluster's default")
     account: str = of("", "SLURM account; empty: yours")
-    image: str = of("pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime", "container image (Kubernetes, SkyPilot)")
+    exclusive: bool = of(False, "SLURM: no other job on the machines, and all their cores")
+    image: str = of("pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime", "container image (Kubernetes, SkyPilot, SLURM)")
+    container: Literal["none", "pyxis", "apptainer"] = of(
+        "none", "how SLURM starts the image: srun's plugin pyxis with enroot, or apptainer; none: without it"
+    )
     preflight: Literal["warn", "stop", "off"] = of(
         "warn", "look at machines, network and disk before training; stop: do not train if anything is wrong"
     )

@@ -91,14 +91,14 @@ def fsdp_step(reshard: bool, source: str = "local", seed: int = 0) -> dict[str, 
     """Two steps of the reference with ``fully_shard``: collectives of the second, name -> [calls, elements]."""
     from course_utils.data.batches import to_device
     from course_utils.parallel.held import Exchanged
-    from course_utils.parallel.sharded import join, make_adamw, shard
+    from course_utils.parallel.sharded import join, shard
 
     device = join()
     import torch.distributed as dist
 
     ranks = dist.get_world_size()
     model = shard(reference.new_model(seed).to(device), reshard_after_forward=reshard)
-    optimizer = make_adamw(list(model.parameters()))
+    optimizer = reference.new_optimizer(model)
     for batch in reference.global_batches(2, seed=seed, source=source):
         own = to_device(reference.share(batch, dist.get_rank(), ranks), device)
         with Exchanged() as log:
@@ -120,11 +120,11 @@ def fsdp_files(folder: str, seed: int = 0) -> dict[str, int]:
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
     from course_utils.parallel.deepspeed_saved import sizes
-    from course_utils.parallel.sharded import join, make_adamw, shard
+    from course_utils.parallel.sharded import join, shard
 
     device = join()
     model = shard(reference.new_model(seed).to(device))
-    optimizer = make_adamw(list(model.parameters()))
+    optimizer = reference.new_optimizer(model)
     batch = reference.share(reference.global_batches(1)[0], dist.get_rank(), dist.get_world_size())
     reference.summed_loss(model, {name: value.to(device) for name, value in batch.items()}).backward()
     optimizer.step()

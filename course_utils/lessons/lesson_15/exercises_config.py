@@ -24,7 +24,8 @@ HINTS = {
     "processes per node": "num_processes counts all machines' processes, not those of one machine.",
     "reshard after forward": "FSDP2 does not read fsdp_sharding_strategy. It asks one yes-or-no question: "
     "fsdp_reshard_after_forward.",
-    "wrapped classes": "accelerate splits one string at its commas. A list arrives as its text, brackets and all.",
+    "wrapped classes": "accelerate splits one string at its commas. A list arrives as its text, brackets and all; "
+    "without the key no layer is named.",
     "replicate x shard x tensor x context": "Keys of parallelism_config keep their whole name: "
     "parallelism_config_dp_shard_size. Without the prefix each size is silently 1.",
     "offload": "TrainingArguments strips a leading fsdp_ and then looks for cpu_offload. offload_params is "

@@ -53,7 +53,7 @@ FAULTS = {
     ),
     "cores not passed on": ("export SRUN_CPUS_PER_TASK", "unused", "cores per machine inside srun"),
     "no address": ("read -r MASTER_ADDR < <(scontrol", "MASTER_ADDR=localhost; : < <(scontrol", "first machine"),
-    "another port": ("MASTER_PORT:-29500", "MASTER_PORT:-29501", "first machine"),
+    "another port": ("29500 + SLURM_JOB_ID", "29501 + SLURM_JOB_ID", "first machine"),
     "ignored directive": (
         "#SBATCH --time",
         "echo begin\n#SBATCH --time",

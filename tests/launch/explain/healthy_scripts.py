@@ -68,8 +68,12 @@ srun torchrun --nnodes="$SLURM_NNODES" --nproc-per-node=8 --rdzv-id="$SLURM_JOB_
 #SBATCH -t 1-00:00:00
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
+#SBATCH --open-mode=append
+trap 'kill -USR1 "$srun"' USR1
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
 srun --cpus-per-task=$SLURM_CPUS_PER_TASK bash -c 'accelerate launch --config_file multi.yaml --num_machines 4 \\
-  --num_processes 32 --machine_rank $SLURM_PROCID --main_process_ip $MASTER_ADDR --main_process_port 29500 train.py'
+  --num_processes 32 --machine_rank $SLURM_PROCID --main_process_ip $MASTER_ADDR --main_process_port 29500 train.py' &
+srun=$!
+while kill -0 "$srun" 2>/dev/null; do wait "$srun"; done
 """,
 }

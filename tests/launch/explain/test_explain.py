@@ -11,6 +11,7 @@ from course_utils.launch import Spec, render
 from course_utils.launch.__main__ import main
 from course_utils.launch.explain.explain import explain, table
 from course_utils.launch.spec import silent
+from tests.launch.explain import faults_more
 from tests.launch.explain.blocks import BLOCKS
 from tests.launch.explain.faults import FAULTS
 from tests.launch.explain.healthy import FILES
@@ -42,9 +43,9 @@ def test_a_healthy_file_has_no_finding(name, tmp_path):
     assert len(found.settings) >= 2
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", FAULTS | faults_more.FAULTS)
 def test_a_planted_fault_is_found_by_its_name(name, tmp_path):
-    file, old, new, expected = FAULTS[name]
+    file, old, new, expected = (FAULTS | faults_more.FAULTS)[name]
     assert old in FILES[file]
     found = explained(tmp_path, **{file: FILES[file].replace(old, new, 1)})
     assert names(found) == expected
@@ -52,6 +53,13 @@ def test_a_planted_fault_is_found_by_its_name(name, tmp_path):
         assert (
             finding.sentence.isprintable() and ": " in finding.sentence and "{" not in finding.sentence.split(": ")[0]
         )
+
+
+@pytest.mark.parametrize("name", faults_more.RIGHT)
+def test_what_looks_like_a_fault_and_is_none(name, tmp_path):
+    file, old, new = faults_more.RIGHT[name]
+    assert old in FILES[file]
+    assert explained(tmp_path, **{file: FILES[file].replace(old, new, 1)}).findings == []
 
 
 @pytest.mark.parametrize("name", BLOCKS)

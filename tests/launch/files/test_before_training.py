@@ -63,7 +63,10 @@ def test_it_is_told_what_the_plan_takes_for_granted():
 def test_its_file_needs_nothing_of_the_course(tmp_path):
     write(Spec(), tmp_path / "launch")
     text = (tmp_path / "launch" / "preflight.py").read_text()
-    assert text == preflight.SOURCE.read_text() and "course_utils" not in text
+    assert text == preflight.source() and "course_utils" not in text
+    made = {}
+    exec(compile(text, "preflight.py", "exec"), made | {"__name__": "preflight"}, made)
+    assert {"problems", "slow_links", "SLOW", "main"} <= made.keys()  # both files of the recipe are in it
 
 
 def test_a_planted_fault_turns_the_preflights_row_red(tmp_path):

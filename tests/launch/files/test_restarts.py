@@ -17,8 +17,13 @@ print("hello of rank", os.environ["RANK"], "attempt", os.environ["TORCHELASTIC_R
 open(f"seen-{os.environ['RANK']}-{os.environ['TORCHELASTIC_RESTART_COUNT']}", "w").close()
 sys.exit(int(os.environ["RANK"]))
 """
+SRUN = """#!/bin/sh
+date +%N > "$OUTPUT/run.json"; date +%N > "$OUTPUT/.owner"  # as every start of finetune does
+[ -z "$SAVES" ] || date +%N > "$OUTPUT/checkpoint"
+exit "$CODE"
+"""
 COMMANDS = {
-    "srun": "#!/bin/sh\n[ -z \"$SAVES\" ] || date +%N > \"$SAVES/checkpoint\"\nexit \"$CODE\"\n",
+    "srun": SRUN,
     "scontrol": "#!/bin/sh\ncase $1 in show) echo machine0 ;; *) echo \"$@\" >> \"$NOTES\" ;; esac\n",
 }  # fmt: skip
 
@@ -52,7 +57,7 @@ def stays(spec, tmp_path, number, code, saves):
     output.mkdir(parents=True, exist_ok=True)
     write(spec, tmp_path / "launch", overwrite=True)
     job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
-    job |= {"SLURM_JOB_NODELIST": "machine[0-1]", "CODE": str(code), "SAVES": str(output) if saves else ""}
+    job |= {"SLURM_JOB_NODELIST": "machine[0-1]", "CODE": str(code), "OUTPUT": str(output), "SAVES": "yes" * saves}
     environment = os.environ | job | {"PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(notes)}
     for _ in range(number):
         for old in output.iterdir():
@@ -83,8 +88,11 @@ def test_who_restarts_is_said_in_each_file(tmp_path):
     assert "--max-restarts=4  #" in texts["torchrun.sh"] and "--max_restarts=4  #" in texts["accelerate.sh"]
     assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  #" in texts["torchrun.sh"]
     assert "default=4" in texts["ray_train.py"] and "4 times at most" in texts["README.md"]
+    assert "export PET_STANDALONE=1  #" in texts["accelerate.sh"] and "PET_" not in texts["torchrun.sh"]
     assert "restarts" not in texts["deepspeed.sh"] and "RDZV_TCP_STORE" not in texts["deepspeed.sh"]
     several = render(TWO)
+    assert "sbatch --exclude=NAME" in several["slurm.sbatch"] and "sbatch --exclude=NAME" in several["README.md"]
+    assert "excnodelist=NAME" in several["slurm.sbatch"] and "PET_" not in several["accelerate.sh"]
     assert "max-restarts" not in several["torchrun.sh"] and "count < 2" in several["slurm.sbatch"]
 
 

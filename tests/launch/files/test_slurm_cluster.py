@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from course_utils.launch import Spec, write
 from course_utils.launch.check.slurm import rows
+from course_utils.launch.spec.settings import slurm_port
 from course_utils.parallel.processes import free_ports
 from tests.launch.files import slurm_cluster
 from tests.launch.tiny_project import PARAMETERS, make_project
@@ -182,7 +183,7 @@ def test_a_job_trains_on_both_machines_as_one_run(runs):
     nodes = [(rank["SLURMD_NODENAME"], rank["SLURM_PROCID"]) for rank in run.seen(0)]
     assert nodes == [(slurm_cluster.NODES[0], "0"), (slurm_cluster.NODES[1], "1")]
     first = {(rank["MASTER_ADDR"], rank["MASTER_PORT"]) for rank in run.seen(0)}
-    assert first == {(slurm_cluster.NODES[0], str(run.spec.port))}
+    assert first == {(slurm_cluster.NODES[0], str(slurm_port(run.spec, int(run.number))))}
     assert {rank["SLURM_CPUS_PER_TASK"] for rank in run.seen(0)} == {"3"}
     assert run.job["Restarts"] == "0"
     assert run.report["state"] == "finished"
