@@ -224,17 +224,16 @@ off = max(run["losses_from_alone"] for run in zero.values())
 weights = max(run["from_alone"] for run in zero.values())
 norms = max(abs(run["norms"][0] / due - 1) for run in zero.values())
 teach.claim("losses of stages 1, 2, 3 equal one process within 1e-5", off < 1e-5)
-teach.claim("final weights do within one step, 1e-3", weights < 1e-3)
+teach.claim("final weights do within 5e-5", weights < 5e-5)
 teach.claim("and the gradient norm within 1e-4 of it", norms < 1e-4)
-blind = unscaled["losses_from_alone"] < 1e-4
+blind = unscaled["losses_from_alone"] < 1e-3
 quarter = abs(unscaled["norms"][0] / due - 1 / 4) < 1e-4
-teach.claim("no factor: losses within 1e-4, norm a quarter", blind and quarter)
+teach.claim("no factor: losses within 1e-3, norm a quarter", blind and quarter)
 
 # %% [markdown]
-# The stages change where numbers lie, not which numbers. What is left is the order of float32 sums. Where a gradient is
-# almost zero the order can decide its sign, and AdamW steps by up to the rate, 1e-3, whatever the size: hence the bound
-# for weights. AdamW divides a gradient by its own size, so that a wrong factor shows only against its small constant
-# eps: hardly in the losses, a little in the weights. The norm shows it at once, and clipping would go by it.
+# The stages change where numbers lie, not which numbers. What is left is the order of float32 sums. AdamW divides a
+# gradient by its own size, so that a wrong factor shows only against its small constant eps: hardly in the losses, a
+# little in the weights. The norm shows it at once, and clipping would go by it.
 #
 # ## 4 · What each rank holds
 #
@@ -300,7 +299,7 @@ third = ranks(train_engine, stage=3, offload="all", **quick)
 lie = [one[0]["bytes"]["gradients"] for one in (stages[2], second)]
 print(f"stage 2, bytes of gradients: {lie[0]:,}, offloaded {lie[1]:,}")
 far = max(rank["from_alone"] for rank in [*second, *third])
-teach.claim("offloaded runs equal one process within 1e-3", far < 1e-3)
+teach.claim("offloaded runs equal one process within 5e-5", far < 5e-5)
 
 # %% [markdown]
 # What it is for, the planner shows. Qwen3-32B on one machine of eight H100, 79.6 GiB each, and 2 TiB of its own; bf16,
@@ -420,8 +419,8 @@ tools["Accelerate"] = accelerate["resolved"]
 teach.show(figures.filled(config, tools))
 found = trainer["distributed_type"], accelerate["distributed_type"]
 teach.claim("both ran DeepSpeed", found == ("DEEPSPEED", "DEEPSPEED"))
-near = trainer["from_alone"]
-teach.claim("the Trainer's weights equal one process's in 1e-3", near < 1e-3)
+near = trainer["from_alone"] < 5e-5
+teach.claim("the Trainer's weights equal one process's within 5e-5", near)
 
 # %% [markdown]
 # The Trainer was called with `per_device_train_batch_size=4` and `max_grad_norm=0`. Accelerate took the batch size from
