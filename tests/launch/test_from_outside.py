@@ -248,6 +248,15 @@ def test_every_json_type_of_a_hyperparameter_reaches_the_program(tmp_path):
     assert (args.hub_model_id, args.logging_steps, args.label_names) == (None, 25, None)
 
 
+@pytest.mark.parametrize("text", ["[1]", "7", "{"])
+def test_hyperparameters_that_are_no_mapping_are_refused(tmp_path, text):
+    write(Spec(strategy="ddp"), tmp_path / "launch")
+    code = "import runpy; runpy.run_path('launch/sagemaker_entry.py', run_name='x')['all_arguments']()"
+    command, environment = [sys.executable, "-c", code], os.environ | {"SM_HPS": text}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr == f"SM_HPS={text!r} holds no hyperparameters; allowed: a JSON mapping\n"
+
+
 def test_check_of_a_file_or_without_a_spec_explains(tmp_path, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()

@@ -215,7 +215,7 @@ def _fsdp(spec: Spec, file: str, plugin: Any) -> Iterable[Row]:
     yield Row(file, "wrapped classes", wrapped.split(",") if wrapped else None, plugin.transformer_cls_names_to_wrap)
     policy = getattr(plugin.auto_wrap_policy, "__name__", None)
     yield Row(file, "wrap policy", "transformer_auto_wrap_policy", policy)
-    yield Row(file, "checkpoints", "SHARDED_STATE_DICT", _name(plugin.state_dict_type))
+    yield Row(file, "checkpoints", f"{spec.state_dict.upper()}_STATE_DICT", _name(plugin.state_dict_type))
     yield Row(file, "only rank 0 reads the model", spec.device == "cuda", plugin.cpu_ram_efficient_loading)
 
 

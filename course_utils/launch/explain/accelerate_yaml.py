@@ -15,7 +15,7 @@ from unittest import mock
 
 import yaml
 
-from course_utils.launch.explain.reading import Reading, number, truth
+from course_utils.launch.explain.reading import Reading, number, state_dict_kind, truth
 
 TOOL = "accelerate"
 FLAG_ONLY = ("rdzv_backend", "same_network")  # the command line's defaults win over the file
@@ -195,6 +195,7 @@ def _section(reading: Reading, name: str, section: dict[Any, Any], kind: str) ->
             reading.set("fsdp_config: reshard after forward", written, resolved, TOOL)
             reading.know("reshard_after_forward", resolved, "fsdp_reshard_after_forward")
         reading.know("strategy", f"fsdp{version}", "fsdp_version")
+        reading.know("state_dict", state_dict_kind(section.get("fsdp_state_dict_type")), "fsdp_state_dict_type")
         reading.know("offload", truth(section.get("fsdp_offload_params")), "fsdp_offload_params")
         reading.know(
             "checkpointing", truth(section.get("fsdp_activation_checkpointing")), "fsdp_activation_checkpointing"

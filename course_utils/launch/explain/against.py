@@ -89,4 +89,5 @@ def facts(spec: Spec) -> dict[str, Any]:
         found["zero_stage"] = int(spec.strategy[-1])
     if spec.is_fsdp:
         found |= {"reshard_after_forward": spec.reshard_after_forward, "checkpointing": spec.checkpointing}
+        found |= {"state_dict": spec.state_dict}
     return found

@@ -139,3 +139,8 @@ def truth(value: Any) -> bool | None:
         return value
     text = str(value).lower()
     return True if text in ("true", "yes", "1", "on") else False if text in ("false", "no", "0", "off") else None
+
+
+def state_dict_kind(value: Any) -> str | None:
+    """A spec's ``state_dict`` of an FSDP name such as ``"FULL_STATE_DICT"``; None: neither kind."""
+    return {"SHARDED_STATE_DICT": "sharded", "FULL_STATE_DICT": "full"}.get(str(value).upper())

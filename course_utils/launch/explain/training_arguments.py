@@ -11,7 +11,7 @@ from typing import Any
 
 from course_utils.launch.check.program import Program, as_a_rank
 from course_utils.launch.explain import deepspeed_json
-from course_utils.launch.explain.reading import Open, Reading, number, truth
+from course_utils.launch.explain.reading import Open, Reading, number, state_dict_kind, truth
 from course_utils.launch.explain.recognized import class_of
 from course_utils.launch.spec import silent
 
@@ -234,6 +234,7 @@ def fsdp_config(reading: Reading, config: dict[str, Any]) -> None:
         reading.find("fsdp1-deprecated")
     if version == 2 and config_value(config, "state_dict_type") == "LOCAL_STATE_DICT":
         reading.find("local-state-dict")
+    reading.know("state_dict", state_dict_kind(config_value(config, "state_dict_type")), "fsdp_config")
     reshard = truth(config_value(config, "reshard_after_forward"))
     reading.know("reshard_after_forward", reshard, "fsdp_config")
     reading.know("checkpointing", truth(config_value(config, "activation_checkpointing")), "fsdp_config")

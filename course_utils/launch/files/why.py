@@ -31,7 +31,7 @@ FSDP = {
     "sharding_strategy": "FSDP1 reads this one, not reshard_after_forward",
     "auto_wrap_policy": "each transformer layer is gathered and freed as one unit",
     "transformer_layer_cls_to_wrap": "one string, commas between classes; a YAML list becomes garbage names",
-    "state_dict_type": "each rank saves its own part; FULL gathers everything on rank 0",
+    "state_dict_type": "SHARDED: each rank saves its own part; FULL: rank 0 gathers and writes everything",
     "cpu_ram_efficient_loading": "only rank 0 reads the checkpoint, the others receive their part",
     "activation_checkpointing": "FSDP's own; never together with TrainingArguments' activation_checkpointing",
     "offload_params": "parameters, gradients and optimizer state wait in host memory",

@@ -85,6 +85,8 @@ def _strategy(spec: Spec) -> None:
         raise SpecError(f"offload={spec.offload!r} does not exist for strategy={spec.strategy!r}; allowed: {options}")
     if not spec.reshard_after_forward and not spec.is_fsdp:
         raise SpecError(f"reshard_after_forward=False belongs to FSDP; allowed with strategy={spec.strategy!r}: True")
+    if spec.state_dict == "full" and not spec.is_fsdp:
+        raise SpecError(f"state_dict='full' belongs to FSDP; allowed with strategy={spec.strategy!r}: 'sharded'")
     if spec.warmup_steps is not None and spec.warmup_steps > spec.max_steps:
         raise out_of_range("warmup_steps", spec.warmup_steps, f"at most max_steps={spec.max_steps}")
     if spec.warning >= spec.time_limit * 60:

@@ -71,7 +71,7 @@ def _fsdp(spec: Spec) -> dict[str, Any]:
     found["auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
     if wrapped := layer_class(spec):
         found["transformer_layer_cls_to_wrap"] = wrapped
-    found["state_dict_type"] = "SHARDED_STATE_DICT"
+    found["state_dict_type"] = f"{spec.state_dict.upper()}_STATE_DICT"
     found["cpu_ram_efficient_loading"] = on_gpus
     found["activation_checkpointing"] = spec.checkpointing
     if spec.strategy == "fsdp1":

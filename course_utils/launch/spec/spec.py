@@ -89,6 +89,9 @@ class Spec(BaseModel):
     max_steps: int = of(1000, "optimizer steps of the whole run", "steps", ge=1)
     save_every: int = of(100, "optimizer steps between checkpoints", "steps", ge=1)
     save_total_limit: int | None = of(None, "how many checkpoints stay on the disk; None: all", ge=1)
+    state_dict: Literal["sharded", "full"] = of(
+        "sharded", "FSDP's checkpoints: a part from each rank, or all of it gathered and written by rank 0"
+    )
     logging_steps: int | None = of(None, "optimizer steps between logged losses; None: 10", "steps", ge=1)
     learning_rate: float | None = of(None, "the highest of the run; None: the program's own", gt=0)
     warmup_steps: int | None = of(None, "steps until it is reached; None: the program's own", "steps", ge=0)

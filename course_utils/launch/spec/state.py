@@ -52,13 +52,15 @@ def checkpoint(spec: Spec, shape: ModelShape) -> Checkpoint:
     """What the Trainer saves: trained weights, AdamW's two moments, and what the strategy adds; frozen weights never.
 
     Sources: transformers 5.23 ``Trainer._save_checkpoint``. Without sharding rank 0 writes all. FSDP writes shards of
-    both (``SHARDED_STATE_DICT``). With DeepSpeed rank 0 saves a loadable model, in stages 1 and 2 the engine's copy of
-    the weights as well, and every rank its part of master copies and moments (``DeepSpeedEngine.save_checkpoint``).
+    both (``SHARDED_STATE_DICT``), or rank 0 writes all and a loadable model beside it (``FULL_STATE_DICT``). With
+    DeepSpeed rank 0 saves a loadable model, in stages 1 and 2 the engine's copy of the weights as well, and every rank
+    its part of master copies and moments (``DeepSpeedEngine.save_checkpoint``).
     """
     trained = adapter_parameters(shape, spec.lora_rank) if spec.lora_rank else parameter_count(shape)
     each = bytes_of(spec)
     if spec.is_fsdp:
-        return Checkpoint(0, trained * (each.weight + each.optimizer))
+        whole = trained * (each.weight + each.optimizer)
+        return Checkpoint(whole + trained * each.weight, 0) if spec.state_dict == "full" else Checkpoint(0, whole)
     if spec.is_deepspeed:
         copies = 1 if spec.strategy == "zero3" else 2
         return Checkpoint(trained * each.weight * copies, trained * (each.master + each.optimizer))

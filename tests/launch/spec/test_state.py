@@ -32,6 +32,7 @@ BUDGET = {
         ({"strategy": "ddp"}, 12),  # fp32 weights and two moments
         ({"strategy": "fsdp2"}, 12),
         ({"strategy": "fsdp2", "precision": "bf16_weights"}, 6),
+        ({"strategy": "fsdp2", "state_dict": "full"}, 4 + 12),
         ({"strategy": "zero2"}, 2 + 2 + 12),  # a model to load, the engine's copy, fp32 copies and moments
         ({"strategy": "zero3"}, 2 + 12),
         ({"strategy": "zero3", "precision": "fp32"}, 4 + 12),
@@ -42,6 +43,20 @@ def test_bytes_per_parameter(fields, each):
     assert state.checkpoint(Spec(**fields), shape).size == each * parameter_count(shape)
 
 
+def test_a_full_state_dict_is_written_by_rank_0_and_reaches_every_file(tmp_path):
+    shape, spec = builtin()["Qwen/Qwen3-8B"], Spec(strategy="fsdp2", state_dict="full")
+    assert state.checkpoint(spec, shape) == (16 * parameter_count(shape), 0)
+    assert state.checkpoint(spec.but(state_dict="sharded"), shape) == (0, 12 * parameter_count(shape))
+    write(spec, tmp_path / "launch")
+    assert [row for row in check(tmp_path / "launch") if not row.same] == []
+    assert "FULL_STATE_DICT" in (tmp_path / "launch" / "fsdp.json").read_text()
+    path = str(tmp_path / "launch" / "accelerate.yaml")
+    assert main(["explain", path, "--asked", "state_dict=full"]) == main(["explain", path]) == 0
+    assert main(["explain", path, "--asked", "state_dict=sharded"]) == 1
+    with pytest.raises(SpecError, match="state_dict='full' belongs to FSDP"):
+        Spec(strategy="zero3", state_dict="full")
+
+
 def test_lora_saves_adapters_only():
     shape = builtin()["Qwen/Qwen3-8B"]
     assert state.checkpoint(Spec(strategy="ddp", lora_rank=8), shape).size < 0.01 * 12 * parameter_count(shape)
@@ -49,12 +64,13 @@ def test_lora_saves_adapters_only():
 
 @pytest.mark.long  # two ranks each
 @pytest.mark.parametrize("lora_rank", [0, 8])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp1", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp1", "fsdp2", "fsdp2 full", "zero2", "zero3"])
 def test_a_checkpoint_is_as_large_as_planned(strategy, lora_rank, tmp_path_factory):
     with offline_project(tmp_path_factory, "sizes") as project:
         arguments = (f"--train_file={project.texts / 'train.jsonl'}", "--disable_tqdm=true")
         sizes = {"micro_batch": 2, "sequence_length": 32, "max_steps": 3, "save_every": 2, "precision": "fp32"}
-        spec = Spec(model=str(project.model), strategy=strategy, arguments=arguments, lora_rank=lora_rank, **sizes)
+        kind = {"strategy": strategy.split()[0], "state_dict": "full" if "full" in strategy else "sharded"}
+        spec = Spec(model=str(project.model), arguments=arguments, lora_rank=lora_rank, **kind, **sizes)
         run_here(spec, folder=project.folder)
         folder = project.folder / spec.output_dir / "checkpoint-2"
         written = sum(file.stat().st_size for file in files_of_state(folder))
@@ -66,7 +82,7 @@ def test_a_checkpoint_is_as_large_as_planned(strategy, lora_rank, tmp_path_facto
 
 def files_of_state(folder: Path) -> list[Path]:
     """Weights, moments and master copies; not the tokenizer, random states and settings."""
-    kinds = (".safetensors", ".distcp", "optimizer.pt", "_states.pt")
+    kinds = (".safetensors", ".distcp", "optimizer.pt", "_states.pt", "_model_fsdp.bin", "optimizer.bin")
     return [path for path in folder.rglob("*") if path.name.endswith(kinds)]
 
 
