@@ -130,8 +130,8 @@ teach.show(figures.distances(rows, "Final weights against one process"))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # The stages change where numbers lie, not which. What is left is the order of float32 sums. Weights alone prove
-# little: AdamW hides a wrong factor of the gradient. Without the factor they are off by some 1e-4, and the losses by
-# less; the gradient norm is a quarter. The lesson compares it, and puts all ways of lessons 11 to 13 in one table.
+# little: AdamW hides a wrong factor of the gradient. Without the factor they and the losses are off by less than
+# 1e-3; the gradient norm is a quarter. The lesson compares it, and puts all ways of lessons 11 to 13 in one table.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Offload: what waits elsewhere

@@ -232,8 +232,8 @@ teach.claim("no factor: losses within 1e-3, norm a quarter", blind and quarter)
 
 # %% [markdown]
 # The stages change where numbers lie, not which numbers. What is left is the order of float32 sums. AdamW divides a
-# gradient by its own size, so that a wrong factor shows only against its small constant eps: hardly in the losses, a
-# little in the weights. The norm shows it at once, and clipping would go by it.
+# gradient by its own size, so that a wrong factor shows only against its small constant eps: a little, in losses and
+# weights. The norm shows it at once, and clipping would go by it.
 #
 # ## 4 · What each rank holds
 #

@@ -40,7 +40,7 @@ def test_classifier_learns_and_keeps_the_names_of_its_classes(run, tmp_path):
 
 def test_classifiers_loss_is_the_windows_mean_however_it_is_cut(run, project, tmp_path):
     """8 rows at once, in 4 micro-batches, and on 2 processes in 2 micro-batches each: the same losses and weights."""
-    steps = ["--max_steps=4", "--save_strategy=no", "--train_sampling_strategy=sequential"]
+    steps = ["--max_steps=4", "--train_sampling_strategy=sequential"]
     _, once = run("--per_device_train_batch_size=8", *steps, task="classification", output="once")
     cut = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=4"]
     _, four = run(*cut, *steps, task="classification", output="four")
