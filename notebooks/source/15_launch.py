@@ -587,9 +587,9 @@ teach.claim("simulated within 2%", abs(simulated / expected - 1) < 0.02)
 #
 # On hundreds of machines two more ways to divide the work join HSDP: tensor parallelism inside a machine, and a
 # **pipeline**. Its **stages** are groups of machines with some of the layers each; micro-batches pass through them one
-# after the other. With $p$ stages and $m$ micro-batches they are idle for $(p-1)/(m+p-1)$ of the time, the **bubble**
+# after the other. $p$ equal stages with $m$ micro-batches are idle for $(p-1)/(m+p-1)$ of the time, the **bubble**
 # (Narayanan et al. 2021), and the first stage holds activations of $p$ micro-batches. Pipelines are planned here; no
-# launch file runs one. Four stages of one machine each:
+# launch file runs one. Four stages of two GPUs each:
 
 # %%
 from course_utils.lessons.lesson_15.pipeline_figure import pipeline_chart
@@ -597,7 +597,8 @@ from course_utils.lessons.lesson_15.pipeline_figure import pipeline_chart
 teach.show(pipeline_chart(plan(example.but(nodes=1), stages=4)))
 
 # %% [markdown]
-# The last stage also has the output layer, so it sets the pace. All layouts of Llama-3.1-70B on 4,096 GPUs:
+# The last stage also has the output layer: it sets the pace, and idles less than the formula says. All layouts of
+# Llama-3.1-70B on 4,096 GPUs:
 
 # %%
 from course_utils.launch.planner.budget import days_table

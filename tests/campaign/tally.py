@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 RECORD = Path(__file__).resolve().parents[2] / "bench" / "results" / "reliability.json"
-MERGED = ("--resume adapt", "bad number", "bad row")  # of many kinds each: one line in README
+# Of many kinds each: one line in README.
+MERGED = ("--resume adapt", "another seed", "bad number", "bad row", "odd parameters")
 BESIDE = "nothing written"  # counted once a campaign, not a try of its own
 
 

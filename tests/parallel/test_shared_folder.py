@@ -15,16 +15,12 @@ PROGRAM = Path(__file__).with_name("prepare_once.py")
 def look(place):
     import os
 
-    import torch.distributed as dist
-
+    from course_utils.parallel.sharded import join
     from course_utils.parallel.shared_folder import seen_by_all
 
-    dist.init_process_group("gloo")
-    try:
-        own = f"{place}/of rank {os.environ['RANK']}"
-        return [seen_by_all(f"{place}/same"), seen_by_all(own), seen_by_all("/proc/no folder")]
-    finally:
-        dist.destroy_process_group()
+    join()  # the ranks are shared with other tests, which may have met already
+    own = f"{place}/of rank {os.environ['RANK']}"
+    return [seen_by_all(f"{place}/same"), seen_by_all(own), seen_by_all("/proc/no folder")]
 
 
 def test_two_ranks_see_the_same_folder_or_their_own(tmp_path):
