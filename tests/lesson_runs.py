@@ -62,7 +62,8 @@ class LessonRuns:
         self.compared: dict[str, int] = defaultdict(int)
         self.with_output: dict[str, int] = defaultdict(int)
         self.ignored: dict[str, int] = defaultdict(int)
-        self.log = Path(tempfile.mkdtemp(prefix="course-guard-")) / "attempts.txt"
+        self.folder = tempfile.TemporaryDirectory(prefix="course-guard-")
+        self.log = Path(self.folder.name) / "attempts.txt"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -99,6 +100,9 @@ class LessonRuns:
         """Compared share of the code cells of each lesson that ran."""
         lessons = sorted({*self.compared, *self.ignored})
         return {name: self.compared[name] / (self.compared[name] + self.ignored[name]) for name in lessons}
+
+    def pytest_unconfigure(self) -> None:
+        self.folder.cleanup()
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         for lesson, share in self.shares().items():
