@@ -148,7 +148,7 @@ curves = {label: [compare(WAYS[way], k)["loss"] for k in divisions] for label, w
 teach.show(figures.loss_against_k(divisions, curves))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
-# Red is what most examples on the web do, with any model that takes **kwargs. Nothing raises. AdamW hides it, clipping
+# Red is what many examples do, with any model that takes **kwargs. Nothing raises. AdamW hides it, clipping
 # and logs do not. Purple is the dangerous one: the loss falls as you accumulate more, and it looks like progress.
 
 # %% [markdown] slideshow={"slide_type": "slide"}

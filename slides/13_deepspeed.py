@@ -223,7 +223,7 @@ teach.show(figures.gathering())
 #
 # | you write | what happens | check |
 # |---|---|---|
-# | no `gradient_clipping` | clipped at 1.0, since mid-2026 | write 0.0 |
+# | no `gradient_clipping` | clipped at 1.0, since June 2026 | write 0.0 |
 # | one `step` for two micro-batches | half of the updates | `engine.global_steps` |
 # | a scheduler that the loop steps too | rate 0 halfway | `engine.get_lr()` |
 # | `ACCELERATE_USE_CPU=true` | DDP | `distributed_type` |
@@ -287,8 +287,8 @@ teach.show(figures.by_size(runs.plans_by_size()))
 
 # %% [markdown] slideshow={"slide_type": "notes"}
 # Eight H100s, one micro-batch of 2,048 tokens each, planned by lesson 15's arithmetic.
-# The usual rule by model size has the right order, but what decides is
-# bytes per GPU. Frames: the fastest that fit. ZeRO-2 is in none: it waits for an all-gather that nothing hides.
+# Rules by model size ("up to 10B ZeRO-2") miss what decides: bytes per GPU.
+# Frames: the fastest that fit. ZeRO-2 is in none: it waits for an all-gather that nothing hides.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Take home

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def run_launched(
             old.unlink()
         variables = {**os.environ, **variables_for(launcher, on_cpu), **(environment or {}), FOLDER: str(place)}
         rank_main = Path(__file__).with_name("launched_rank.py")
-        line = [*command(launcher, processes, options), str(rank_main), str(program), *arguments]
+        line = [*command(launcher, processes, place / "torchrun", options), str(rank_main), str(program), *arguments]
         process = start(line, place / "launcher.log", variables)
         run = Run(process, place, processes, echo)
         try:
@@ -95,20 +96,26 @@ def run_launched(
         finally:
             kill([process])
             kill_marked(str(place))
+            shutil.rmtree(place / "torchrun", ignore_errors=True)
             run.pass_on()
         return run.results(in_time, timeout)
 
 
-def command(launcher: str, processes: int, options: Sequence[str] = ()) -> list[str]:
-    """The launcher's own command line, up to the program, for ranks on this machine."""
+def command(launcher: str, processes: int, logs: Path, options: Sequence[str] = ()) -> list[str]:
+    """The launcher's own command line, up to the program, for ranks on this machine.
+
+    ``logs`` is torchrun's folder for them: not told where, it leaves one in the system's temporary folder each time.
+    """
     (port,) = free_ports(1)
     python, count = [sys.executable, "-m"], str(processes)
     if launcher == "torchrun":
         own = ["torch.distributed.run", f"--nproc-per-node={count}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        own += [f"--log-dir={logs}"]
     elif launcher == "accelerate":  # --multi_gpu starts ranks on the CPU too, where --cpu starts one process only
         kind = ["--multi_gpu"] if processes > 1 else []
         own = ["accelerate.commands.launch", *kind, f"--num_processes={count}", "--num_machines=1"]
         own += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"]
+        own += [f"--log_dir={logs}"]
     else:
         own = ["deepspeed.launcher.runner", f"--num_accelerators={count}", "--no_local_rank", f"--master_port={port}"]
     return [*python, *own, *options]

@@ -56,10 +56,10 @@ def run_on_nodes(
         raise ValueError(f"program={str(program)!r} is no such file; allowed: the path of a Python program")
     (port,) = free_ports(1)
     options = node_options(nodes, processes, f"127.0.0.1:{port}")
-    line = [sys.executable, "-m", "torch.distributed.run", *options, "--local-addr=127.0.0.1"]
-    line += [str(Path(__file__).with_name("launched_rank.py")), str(program), *arguments]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
+        line = [sys.executable, "-m", "torch.distributed.run", *options, "--local-addr=127.0.0.1", f"--log-dir={place}"]
+        line += [str(Path(__file__).with_name("launched_rank.py")), str(program), *arguments]
         variables = {**os.environ, **variables_for("torchrun", on_cpu=True), FOLDER: str(place)}
         launchers = [start(line, place / f"launcher-{node}.log", variables) for node in range(nodes)]
         run = Run(launchers[0], place, nodes * processes, echo=None)

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 01 · The training loop, by hand
 #
-# Everything that trains a neural network repeats five lines. Here you write them, build the optimizer AdamW one change
-# at a time, and end with a loop that can be stopped at any moment.
+# Everything that trains a neural network repeats five lines. Here you write them, and then all that belongs around
+# them.
 #
 # **You will be able to**
 #
@@ -43,15 +43,14 @@ teach.start(source=source, max_steps=max_steps, seed=seed, batch_size=batch_size
 
 # %% [markdown]
 # `teach.claim(sentence, condition)` checks a sentence against what the cell computed and prints a tick if it holds;
-# with `when=` only for the settings it was written for. `teach.check` tests your answer to an exercise, `teach.show`
-# draws.
+# with `when=` only for the settings it was written for.
 
 # %% [markdown]
 # ## 1 · Where this leads
 #
 # The task: *which of ten Python libraries does this sentence of documentation come from?* The sentences are docstrings
-# of the libraries that this course installs, with their names hidden. The three **splits** share no source
-# file: `train` to learn from, `validation` to choose settings by, `test` for the final number.
+# of the installed libraries, whose names are hidden. The three **splits** share no source file: `train` to learn from,
+# `validation` to choose settings by, `test` for the final number.
 
 # %%
 from course_utils.data import load_classification, own_sentences
@@ -61,7 +60,7 @@ names = data["train"].features["label"].names  # class number -> name
 print({split: len(table) for split, table in data.items()}, *names)
 
 # %% [markdown]
-# A row of this course's own, in the same form. The label is missing: this course is none of the ten.
+# A row in that form, from this course, which is none of the ten (so no label):
 
 # %%
 row = {"text": own_sentences()[0], "label": None, "file": "course_utils/data/cache.py"}
@@ -70,7 +69,7 @@ for column, value in row.items():
 
 # %% [markdown]
 # The end of the lesson: a network, trained with the loop that you will write (*encoder*), beside a linear model (*word
-# weights*); the two scores are explained next.
+# weights*). The two scores are explained next.
 
 # %%
 from course_utils.lessons.lesson_01 import comparisons, diagrams, figures
@@ -93,9 +92,9 @@ is_local = source == "local"
 teach.claim("the largest: 25 to 35 times the smallest", 25 < times < 35, when=is_local)
 
 # %% [markdown]
-# So a second number is reported. **F1** belongs to one class: the harmonic mean of *precision* (of the rows given this
-# class, the share that belongs to it) and *recall* (of the rows that belong to it, the share that was found).
-# **Macro-F1** is the mean over the classes: a rare class counts as much as a frequent one. Always saying the largest:
+# Hence **F1**, which belongs to one class: the harmonic mean of *precision* (of the rows given this class, the share
+# that belongs to it) and *recall* (of its rows, the share that was found). **Macro-F1** is the mean over the classes: a
+# rare class counts as much as a frequent one. Always saying the largest:
 
 # %%
 from sklearn.metrics import accuracy_score, f1_score
@@ -113,7 +112,7 @@ print("always the largest class:", {k: round(v, 3) for k, v in always.items()})
 
 # %% [markdown]
 # The baseline to beat is *word weights*: logistic regression on **TF-IDF**, which is how often a word (or a pair of
-# words) occurs in the sentence, times a factor that is small for words of many sentences.
+# words) occurs in the sentence, times a factor that is small for words of many sentences:
 
 # %% tags=["nbval-ignore-output"]
 word_weights = comparisons.word_weights(data["train"])
@@ -155,10 +154,10 @@ for name, tensor in batch.items():
 # %% [markdown]
 # The model is a **Transformer**: equal layers that keep one vector of $H$ numbers per token. The **embedding** is a
 # table with such a vector for each token of the vocabulary. In every layer **attention** adds to each token's vector a
-# mixture of all tokens' vectors, with weights computed from the vectors themselves; then a small network works on each
-# vector alone. Before each of the two a **norm** brings the vectors to a common size and scales their numbers by
-# learned factors. Ours is an **encoder**, like **BERT**: every token sees the whole sentence. Its layers are
-# ModernBERT's (a BERT of 2024), its weights random.
+# mixture of all tokens' vectors, in shares computed from the vectors; then a small network works on each vector alone.
+# Before each of the two a **norm** brings the vectors to a common size and scales their numbers by learned factors.
+# Ours is an **encoder**, like **BERT**: every token sees the whole sentence. Its layers are ModernBERT's (a BERT of
+# 2024), its weights random.
 
 # %%
 import torch
@@ -175,7 +174,7 @@ outputs = model(**batch)
 teach.show(diagrams.shape_flow(*vectors.shape, num_labels))
 
 # %% [markdown]
-# The head, two layers with a norm between them, gives a score, a **logit**, per class. All this is a **forward** pass.
+# The head gives a score, a **logit**, per class. All this is a **forward** pass.
 
 # %% [markdown]
 # ## 3 · Forward, loss, backward, step, zero
@@ -190,8 +189,8 @@ teach.claim("that is the model's own loss", torch.allclose(by_hand, outputs.loss
 
 # %% [markdown]
 # A model that gives each of 10 classes one tenth has a loss of $\ln 10 \approx 2.3$. A new one, with random logits,
-# starts a little above. `model.eval()` switches **dropout** off, which in training sets random numbers inside the model
-# to zero; `torch.no_grad()` keeps nothing for a backward pass.
+# starts a little above. `model.eval()` switches **dropout** off, which in training zeroes numbers inside the model at
+# random, by a **mask**; `torch.no_grad()` keeps nothing for a backward pass.
 
 # %%
 import math
@@ -206,9 +205,9 @@ teach.claim("at most 0.6 above ln(classes)", 0 < above < 0.6, when=is_local)
 # %% [markdown]
 # If yours is far from that, look for a bug before you train.
 #
-# **Backward** walks the computation in reverse and leaves in every parameter's `.grad` how much the loss would change.
-# **Step** moves each parameter $p$ against its gradient $g$: SGD (stochastic gradient descent), with the learning rate
-# $\eta$ (`lr` in code).
+# **Backward** walks the computation in reverse and leaves in every parameter's `.grad` how fast the loss changes with
+# it. **Step** moves each parameter $p$ against its gradient $g$: SGD (stochastic gradient descent), with the learning
+# rate $\eta$ (`lr` in code).
 #
 # $$p \leftarrow p - \eta\, g$$
 #
@@ -233,11 +232,11 @@ teach.claim("the loss falls in every round", losses == sorted(losses, reverse=Tr
 # %% [markdown]
 # ## 4 · From SGD to AdamW, one change at a time
 #
-# The whole section fits one line, `p <- p - lr * decay * p - lr * direction(g)`; only `direction` changes. Each
-# parameter has a `state` of its own: `t` counts steps, `m` and `v` start at zero.
+# The whole section fits one line, `p <- p - lr * decay * p - lr * direction(g)`: `direction` changes, and `decay` is 0
+# until AdamW. Each parameter has a `state` of its own: `t` counts steps, `m` and `v` start at zero.
 #
-# **SGD** goes along the gradient. **Momentum** goes along a moving average $m$ of the gradients: what changes its sign
-# from batch to batch cancels, what keeps it stays.
+# **SGD** takes the gradient. **Momentum** takes a moving average $m$ of the gradients: what changes its sign from batch
+# to batch cancels, what keeps it stays.
 
 
 # %%
@@ -265,7 +264,7 @@ def rms_step(g, state, beta=0.999, eps=1e-8):
 
 # %% [markdown]
 # **Adam** takes both: the average for the direction, the root for the size. **AdamW** is Adam plus *weight decay*, the
-# term `lr * decay * p`: every parameter is pulled a little towards zero (below).
+# term `lr * decay * p` that pulls every parameter a little towards zero.
 
 
 # %%
@@ -304,8 +303,8 @@ gap = min(race.reached["momentum"]) - max(race.reached["RMS step"])
 teach.claim("the root is worth over 0.3, any seed", gap > 0.3, when=is_local)
 
 # %% [markdown]
-# The division by $\sqrt v$ is worth nearly everything; a likely reason, not measured here: most vectors belong to rare
-# words, which SGD hardly moves. Momentum shows no gain. Decay shows 0.04, too little to be sure of with three seeds.
+# The division by $\sqrt v$ is worth nearly everything. A likely reason, not measured: most vectors belong to rare
+# words, which SGD hardly moves. Momentum shows no gain. Decay shows 0.04, too little to be sure with three seeds.
 
 # %% [markdown]
 # ### Bias correction
@@ -354,8 +353,7 @@ for name, gradients in sequences.items():
 teach.claim("after a long silence a step is over 3 learning rates", 3 < length < 3.2)
 
 # %% [markdown]
-# About one when gradients agree, a fifth in noise, and up to $(1-\beta_1)/\sqrt{1-\beta_2} \approx 3.2$ after a
-# surprise: a rare word that turns up once.
+# A step is at most $(1-\beta_1)/\sqrt{1-\beta_2} \approx 3.2$, after a surprise: a rare word that turns up once.
 
 # %% [markdown]
 # ### Exercise 01.1 · Predict: how long is Adam's step?
@@ -379,20 +377,21 @@ teach.check("01.1", prediction)
 # %% [markdown]
 # ### Decoupled decay
 #
-# **Weight decay** pulls every weight towards zero at the same rate; its strength is $\lambda$. As a penalty
+# **Weight decay** of strength $\lambda$ pulls every weight towards zero at the same rate. As a penalty
 # $\frac{\lambda}{2}p^2$ in the loss (*L2*) its gradient $\lambda p$ would join $g$ and, under Adam, be divided by
-# $\sqrt v$ too: a weight with large gradients would not decay. AdamW (Loshchilov & Hutter 2019) **decouples** the
-# two:
+# $\sqrt v$ too: a weight with large gradients would hardly decay. AdamW ([Loshchilov & Hutter
+# 2019](https://arxiv.org/abs/1711.05101)) **decouples** the two:
 #
 # $$p \leftarrow p - \eta\,\lambda\,p - \eta\,\frac{\hat m}{\sqrt{\hat v} + \epsilon}$$
 #
-# Adam and AdamW as written here equal torch's within $10^{-12}$ after 200 steps (*Deeper*, below). In torch halving the
-# learning rate halves the decay too; in the paper it does not. The course's `AdamW` is a `torch.optim.Optimizer`.
+# Adam and AdamW as written here, and the course's `AdamW`, equal torch's within $10^{-12}$ after 200 steps (*Deeper*,
+# below).
 
 # %% [markdown]
 # ### Deeper: Adam + L2 is not AdamW
 #
-# The experiment: weights that start at 1, with pure noise as gradient, large or small. Only decay has a direction.
+# The experiment: weights that start at 1, with pure noise as gradient, large or small. Only decay has a direction. (In
+# torch halving the learning rate halves the decay too; in the paper it does not.)
 
 
 # %%
@@ -610,8 +609,8 @@ factors = {n: [f(step, 50, 500) for step in range(501)] for n, f in by_name.item
 teach.show(figures.schedules(factors, 50))
 
 # %% [markdown]
-# At step 0 the factor is 0: the first step changes nothing, in transformers too. In torch the **scheduler** sets the
-# optimizer's rate with its `step()`; `make_scheduler` makes one.
+# At step 0 the factor is 0: the first step changes nothing. In torch the **scheduler** sets the optimizer's rate with
+# its `step()`; `make_scheduler` makes one.
 
 # %% [markdown]
 # ### Exercise 01.2 · Write: warm-up, plateau, fall
@@ -684,14 +683,13 @@ teach.claim("unclipped, its step is 10 times as long", free[200] > 10 * free[199
 teach.claim("50 steps later steps are too short", free[250] < 0.6 * clipped[250])
 
 # %% [markdown]
-# Steps are too long for about 25 steps, while the outlier is in $m$, then about half as long while it is in $v$, whose
-# memory is about a thousand steps.
+# The outlier stays in $m$ for about 25 steps, and for about a thousand in $v$, where it halves the steps.
 #
 # **Decay groups.** The usual advice is not to decay biases and the norms' factors: an optimizer gets two **parameter
-# groups**, matrices are decayed, vectors are not. `parameter_groups` makes them.
+# groups**, matrices that are decayed and vectors that are not. `parameter_groups` makes them.
 
 # %% [markdown]
-# What does each part buy? A tiny encoder, 100 steps, twelve seeds, with all parts and with one left out
+# What does each part buy? A tiny encoder, 100 steps, twelve seeds, one part left out at a time
 # (`bench/bench_because.py`), at the learning rate that is best on validation data and at three times that:
 
 # %%
@@ -709,8 +707,9 @@ for rate, runs in losses.items():
     teach.claim(f"at {rate} a falling rate helps beyond its interval", center > half)
 
 # %% [markdown]
-# The falling rate helps at both; at the larger rate just beyond its interval. Decay groups show a thousandth at the
-# smaller rate; the other intervals contain zero. That large runs need these three is commonly believed, not shown here.
+# The falling rate helps at both, at the larger just beyond its interval. Decay groups show a thousandth at the smaller
+# rate; the other intervals contain zero. That large runs need warm-up, clipping and decay groups is commonly believed,
+# not shown here.
 
 # %% [markdown]
 # ### Deeper: clipping equals torch's
@@ -738,10 +737,10 @@ model.zero_grad()
 teach.show(diagrams.accumulation_window([12, 3, 8]))
 
 # %% [markdown]
-# The big batch's loss is a mean over its **targets**, the labels that are predicted: one a row for a classifier, many
-# for a model that predicts tokens. Micro-batch $i$ with $n_i$ targets must contribute the *sum* of its losses divided
-# by the targets of the *whole window*, $N = \sum n_i$. Many scripts divide each *mean* by the number $k$ of
-# micro-batches: the same only if all $n_i$ are equal. In float64, with dropout off:
+# The big batch's loss is a mean over its **targets**, the labels that are predicted, here one a row. Micro-batch $i$
+# with $n_i$ targets must contribute the *sum* of its losses divided by the targets of the *whole window*,
+# $N = \sum n_i$. Many scripts divide each *mean* by the number $k$ of micro-batches, which is the same only if all
+# $n_i$ are equal:
 
 # %%
 small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
@@ -781,7 +780,7 @@ teach.claim("divided by N: the big batch within 1e-12", max(errors["N"]) < 1e-12
 teach.claim("divided by k: over 10 % off", min(errors["k"]) > 0.1, when=is_local)
 
 # %% [markdown]
-# The short last window of an epoch is trained on like any other, and divided by *its own* number of targets.
+# An epoch's short last window is divided by *its own* number of targets.
 
 # %% [markdown]
 # ### Exercise 01.3 · Vary: the same run in other pieces
@@ -926,8 +925,8 @@ teach.check("01.4", repaired)
 # | 4 no `model.eval()` | | evaluate twice: equal |
 # | 5 last window lost | `if (i + 1) % k == 0: step()` | targets trained on = targets there |
 #
-# Section 7 measured 1, section 12 measures 4. The others, planted in a loop without clipping (with it, a forgotten
-# `zero_grad` does little harm):
+# Section 7 measured 1, section 12 measures 4. The others, planted in a loop without clipping, which would hide most of
+# mistake 3:
 
 # %% tags=["nbval-ignore-output"]
 from course_utils.lessons.lesson_01 import planted
@@ -953,10 +952,10 @@ teach.claim("3 and 5: old gradients are left over", not began_empty)
 teach.show(figures.learning_rate_bug(right.rates, early.rates, 4))
 
 # %% [markdown]
-# Mistake 5 does not show in the loss at all (one seed): only the count of targets finds it.
+# Mistake 5 has two forms: the last window's gradient is dropped, or stays in `.grad` and joins the next. Neither shows
+# in the loss (one seed); the count of targets finds both.
 #
-# The check for 3 stands before the forward pass, so dropout has no say: `all(p.grad is None or not p.grad.any() for p
-# in model.parameters())`.
+# The check for 3, before a window: `all(p.grad is None or not p.grad.any() for p in model.parameters())`.
 
 # %% [markdown]
 # ## 10 · The loop in one piece
@@ -1027,8 +1026,8 @@ teach.claim("same weights after 5 steps within 1e-10", off <= 1e-10)
 # | position in the data, order | some rows twice, others never |
 # | random generators | other dropout masks |
 #
-# A machine that dies *while one is written* must not take the previous one along: `save_checkpoint` writes into a
-# hidden folder, waits until the bytes are on the disk, and renames it, at once or not at all.
+# A machine that dies *while one is written* must not take the previous one along. `save_checkpoint` writes into a
+# hidden folder and, once the bytes are on the disk, renames it, at once or not at all:
 
 # %%
 teach.show(diagrams.save_timeline())
@@ -1188,7 +1187,7 @@ teach.claim("the undisturbed run's weights, bit for bit", ending.same_weights)
 # %% [markdown]
 # ## 12 · The run, and what the model does now
 #
-# With `lengths`, rows of similar length share a batch: drawn blindly, more than half of a batch is padding (lesson 02).
+# With `lengths`, rows of similar length share a batch, which saves padding (lesson 02).
 
 # %%
 import copy
@@ -1223,13 +1222,16 @@ learnt = max_steps >= 200 and batch_size * accumulation >= 32
 teach.claim("the loss is a fifth below ln(classes)", fell, when=learnt)
 
 # %% [markdown]
-# Mistake 4: the same validation rows with dropout left on. The loss hardly moves (one draw of masks), so it is easily
-# missed; asking twice finds it.
+# Mistake 4: the same validation rows with dropout left on. The loss hardly moves, up or down (one draw of masks);
+# asking twice finds it.
 
 # %% tags=["nbval-ignore-output"]
-noisy, clean = careless(model.train(), validation)["loss"], check()["loss"]
-print(f"validation loss {clean:.2f}, with dropout left on {noisy:.2f}")
-teach.claim("dropout left on makes it worse", noisy > clean, when=learnt)
+clean = [check()["loss"] for _ in range(2)]
+noisy = [careless(model.train(), validation)["loss"] for _ in range(2)]
+print("validation loss, asked twice:", *(f"{loss:.3f}" for loss in clean))
+print("with dropout left on:        ", *(f"{loss:.3f}" for loss in noisy))
+same = clean[0] == clean[1]
+teach.claim("only dropout changes the answer", same and noisy[0] != noisy[1])
 
 # %% tags=["nbval-ignore-output"]
 steps_per_epoch = math.ceil(len(batches) / accumulation)
@@ -1241,11 +1243,11 @@ teach.claim("clipping acted in over 90 % of them", above > 0.9 * max_steps, when
 
 # %% [markdown]
 # The training loss drops where the second epoch begins; the validation loss does not follow: the model also learns rows
-# by heart. Clipping acts nearly always; under Adam a factor that all gradients share mostly cancels.
+# by heart. Clipping acts nearly always, but under Adam a factor that all gradients share mostly cancels.
 #
 # **The test.** Settings were compared on validation data (`bench/bench_classifier.py`), but test scores had a say in
-# two, dropout and steps: the bars of section 1 may be too good. The rows below are other sentences of the test files,
-# which no setting has seen.
+# dropout and steps: the bars of section 1 may be too good. The rows below are other sentences of the test files, which
+# no setting has seen.
 
 # %% tags=["nbval-ignore-output"]
 from course_utils.data import load_fresh_test
@@ -1277,8 +1279,8 @@ print(f"accuracy gained: {100 * mean:+.1f} points, 95 % interval +- {100 * half:
 teach.claim("the half-width is under 3 points", half < 0.03, when=is_local)
 
 # %% [markdown]
-# Just more than luck in the rows: the interval ends just above zero. It says nothing about another seed or about
-# macro-F1. Where do both fail?
+# Just more than luck: the interval begins just above zero. It says nothing about another seed or macro-F1. Where do
+# both fail?
 
 # %% tags=["nbval-ignore-output"]
 by_class = {}
@@ -1291,8 +1293,8 @@ best = max(f1[name] for f1 in by_class.values() for name in rarest)
 teach.claim("both stay below 0.45 on the 3 rarest classes", best < 0.45, when=full)
 
 # %% [markdown]
-# Macro-F1 shows what accuracy hides: the three rarest classes stay below 0.45, and `accelerate` is hardly found. Rows
-# are not all: matplotlib is found better than pandas, which has more.
+# Macro-F1 shows what accuracy hides: the rarest classes are found badly, `accelerate` hardly at all. Rows are not all:
+# matplotlib is found better than pandas, which has more.
 #
 # **See it work,** before and after training, on made-up sentences and the row of section 1.
 

@@ -446,9 +446,9 @@ teach.claim("each row of labels ends in -100", bool((ends > 0).all()))
 # `pad_to_multiple_of=8` rounds widths up: the matrix units of a GPU work in tiles of 8.
 #
 # **Masked language modelling** makes labels from text alone: some tokens are hidden, and the encoder guesses them from
-# both sides. BERT (Devlin et al. 2019) takes 15 % of the tokens as targets. Of these, 80 % become `[MASK]`, 10 % a
-# random token, 10 % stay. Why not mask all? In later use there is no `[MASK]`, so outputs at ordinary tokens must be
-# good too; that is the paper's reason, not measured here.
+# both sides. BERT ([Devlin et al. 2019](https://arxiv.org/abs/1810.04805)) takes 15 % of the tokens as targets. Of
+# these, 80 % become `[MASK]`, 10 % a random token, 10 % stay. Why not mask all? In later use there is no `[MASK]`, so
+# outputs at ordinary tokens must be good too; that is the paper's reason, not measured here.
 
 # %% [markdown]
 # On one sentence. For the picture the rate is 35 %, the shares are 60/20/20, and the seed is one where all three cases
@@ -511,7 +511,8 @@ teach.claim("no special token is a target", not (chosen & special).any())
 # %% [markdown]
 # ### Deeper: span corruption, T5's task
 #
-# T5 (Raffel et al. 2020) is a seq2seq model; it is pretrained by hiding whole *spans*. Each span leaves one
+# T5 ([Raffel et al. 2020](https://arxiv.org/abs/1910.10683)) is a seq2seq model; it is pretrained by hiding whole
+# *spans*. Each span leaves one
 # **sentinel** behind, a special token, and the decoder writes after each sentinel what it stood for. Targets are short,
 # only what was hidden: cheaper than writing the whole text again. 15 % of the tokens are hidden, in spans of 3 tokens
 # on average; in the picture 35 %, in spans of 2.

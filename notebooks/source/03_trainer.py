@@ -853,19 +853,15 @@ for by, gain in gains.items():
     differences = (f"{value:+.3f}" for value in gain["macro_f1"])
     print(f"{by:16}: macro-F1 minus the last's", *differences)
 teach.show(figures.kept_minus_last(gains))
-by_loss = {name: mean_interval(values) for name, values in gains["lowest loss"].items()}
-lower, worse = by_loss["loss"].high < 0, by_loss["macro_f1"].high < 0
+lower = mean_interval(gains["lowest loss"]["loss"]).high < 0
 teach.claim("lowest loss: less loss than the last", lower, when=full_run)
-teach.claim("lowest loss: less macro-F1 than the last", worse, when=full_run)
-f1 = (gain["macro_f1"] for gain in gains.values())
-ahead = all(loss < highest for loss, highest in zip(*f1, strict=True))
-more = "more macro-F1 by highest macro-F1 than by lowest loss, each seed"
-teach.claim(more, ahead, when=full_run)
+by_loss, by_f1 = (sum(gain["macro_f1"]) / 3 for gain in gains.values())
+teach.claim("less macro-F1 on average", by_loss < min(0, by_f1), when=full_run)
 
 # %% [markdown]
-# Chosen by loss, the weights are better in loss and worse in macro-F1 than the last. Chosen by macro-F1, they beat
-# those chosen by loss in macro-F1, but not measurably the last: both intervals hold 0. If you choose, do it by the
-# metric that judges you.
+# Chosen by loss, the weights are better in loss and, on average, worse in macro-F1 than the last and than those chosen
+# by macro-F1. (Three runs are few: with some other seeds the interval holds 0.) Chosen by macro-F1, they do not
+# measurably beat the last: both intervals hold 0. If you choose, do it by the metric that judges you.
 #
 # **`predict`** is `evaluate` that also returns the logits. Careful with `train_sampling_strategy="group_by_length"`: it
 # reorders *evaluation* rows too, `label_ids` with the predictions, but not your texts: `zip(rows, predictions)` gives a
@@ -1411,7 +1407,7 @@ teach.claim("cured: the big batch's", abs(cured[0] / big[0] - 1) < 1e-3)
 # an error; (2) the loss of a step, and so its gradient, is the sum of weight times cross entropy over all rows of
 # the *window*, divided by their number, whatever the sizes of the micro-batches; (3) a NaN shows in the log. It meets
 # none. Write `build` that does. The model's `forward` returns a dictionary with `logits` and accepts `**kwargs`.
-# `settings` bring the collator; yours win. In an evaluation `num_items_in_batch` is None.
+# `settings` bring the collator; yours win. In an evaluation `num_items_in_batch` counts one batch.
 
 
 # %%

@@ -13,14 +13,14 @@
 # %% [markdown]
 # # 04 · Evaluation: metrics
 #
-# A training run ends in a number, and decisions hang on it: which checkpoint is kept, which model is used, whether a
-# change helped. This lesson is about computing that number correctly and knowing how much it is worth.
+# A training run ends in a number that decides which checkpoint is kept and which model is used. This lesson computes
+# that number correctly and says how much it is worth.
 #
 # **You will be able to**
 # - write `compute_metrics` for classification, regression and generation, and choose metrics that fit the question;
 # - build metrics as modules of the `evaluate` library that work without a network;
 # - put an interval on every score, and say whether two models really differ;
-# - evaluate on several processes and get exactly the number of one process, and save memory in an evaluation;
+# - evaluate on several processes exactly as on one, and save memory;
 # - recognise four evaluation mistakes that raise no error.
 #
 # **Minutes:** {minutes} · **Prerequisites:** lessons 01 (F1, the task) and 03 (Trainer).
@@ -38,8 +38,8 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # %% [markdown]
 # ## 1 · Look first: scores, and what they are worth
 #
-# The task is lesson 01's: which library does a documentation sentence come from? Ten classes of very different size.
-# The rows look like these, which come from the course's own code:
+# The task is lesson 01's: which of ten libraries does a sentence of documentation come from? The sentences printed here
+# are from the course's own code:
 
 # %%
 import numpy as np
@@ -61,7 +61,7 @@ for sentence in own_sentences()[:3]:
 
 # %% [markdown]
 # Two models that need no training loop: the **majority** class for every row, and lesson 01's word weights (TF-IDF with
-# logistic regression). Until the end, all scores are those of the *validation* split.
+# logistic regression). Up to section 10 all scores are on the *validation* split.
 
 # %%
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -79,8 +79,8 @@ predictions = {
 }
 
 # %% [markdown]
-# This is what a report will look like at the end of this lesson: each score with an **interval** that says how far it
-# would move on another sample of rows. Section 5 explains `bootstrap`.
+# The lesson ends in a report like this: each score with an **interval**, which says how far it would move on another
+# sample of rows. Section 5 explains `bootstrap`.
 
 # %%
 from course_utils.lessons.lesson_04 import figures
@@ -101,7 +101,7 @@ table = {model: with_intervals(p, labels) for model, p in predictions.items()}
 teach.show(figures.scores(table))
 
 # %% [markdown]
-# And this is the way of the numbers. `B` is the batch, `T` the tokens, `C` the classes, `N` all rows of the split.
+# The way of the numbers: `B` rows in a batch, `T` tokens, `C` classes, `N` rows in the split.
 
 # %%
 teach.show(figures.flow())
@@ -111,10 +111,10 @@ teach.show(figures.flow())
 #
 # The Trainer collects the logits of *all* batches and then calls your function once, with an object that has
 # `predictions`, an array (N, C), and `label_ids`, an array (N,). Return a dict of plain numbers. The Trainer puts
-# `eval_` before each name; `metric_for_best_model` refers to one of them.
+# `eval_` before each name; `metric_for_best_model` picks one of them.
 #
-# The numbers come from **metric modules** of the `evaluate` library: objects with one interface, whatever the metric.
-# `load_metric` takes them from this project, so nothing is downloaded. `evaluate.combine` makes one out of several.
+# The numbers come from **metric modules** of the `evaluate` library, which all have one interface. `load_metric` takes
+# them from this project, without a download. `evaluate.combine` makes one of several.
 
 # %%
 import evaluate
@@ -135,7 +135,7 @@ def compute_metrics(prediction):
 # %% [markdown]
 # `num_labels` matters: without it, a class that is absent from the rows is left out of the mean.
 #
-# Now a run. To save time the encoder is smaller than lesson 01's (width 64, two layers) and trains at a higher rate.
+# Now a run. To save time the encoder is smaller than lesson 01's (width 64, two layers) and its learning rate higher.
 # The checkpoint with the best macro-F1 is loaded at the end.
 
 # %%
@@ -203,7 +203,7 @@ teach.claim("the best macro-F1 is what counts", best == trainer.state.best_metri
 
 # %% [markdown]
 # `predict` gives the arrays that `compute_metrics` saw, in the order of the data set (with `group_by_length` they would
-# not be: lesson 03). From here on only predictions are needed, no model.
+# not be: lesson 03).
 
 # %%
 output = trainer.predict(encoded["validation"])
@@ -216,8 +216,8 @@ teach.claim("the rows are in order", in_order)
 # %% [markdown]
 # ## 3 · One number hides the rest
 #
-# Per class, **precision** asks how many of the rows that were given this class belong to it; **recall** asks how many
-# of the rows that belong to it were found. There are three ways to make one number of the classes' scores:
+# A class has a **precision** (of the rows given this class, the share that belongs to it), a **recall** (of its rows,
+# the share that was found) and an F1. Three ways to make one number of the classes' scores:
 #
 # | average | what is averaged | a rare class counts |
 # |---|---|---|
@@ -227,9 +227,9 @@ teach.claim("the rows are in order", in_order)
 #
 # ### Exercise 04.1 · Say the numbers first
 #
-# 1,000 rows in three classes: 700, 200 and 100. A model answers with the first class every time. What are its
-# accuracy, its macro-F1 and its micro-F1, to three digits? F1 = 2 TP / (2 TP + FP + FN): true positives, false
-# positives, false negatives. A class that is never given has F1 = 0. Work it out on paper.
+# 1,000 rows in three classes: 700, 200 and 100. A model always answers with the first class. What are its accuracy, its
+# macro-F1 and its micro-F1, to three digits? F1 = 2 TP / (2 TP + FP + FN): true positives, false positives, false
+# negatives. A class that is never given has F1 = 0. Work it out on paper.
 
 # %%
 prediction = ...  # {"accuracy": ..., "macro_f1": ..., "micro_f1": ...}
@@ -263,9 +263,9 @@ for model, predicted in predictions.items():
 teach.show(figures.classes(names, sizes, by_class))
 
 # %% [markdown]
-# The **confusion matrix** has them all: row = true class, column = class that was given. Read along a row to see where
-# a class's sentences go: the numbers are counts, the colours shares of the row. The rare classes' rows end up in the
-# columns of big ones, and accuracy hardly notices.
+# The **confusion matrix** shows where a class's sentences go: row = true class, column = class that was given. The
+# numbers are counts, the colours shares of the row. Most rows of rare classes end up in big ones' columns, and accuracy
+# hardly notices.
 
 # %%
 confusion = load_metric("confusion_matrix", num_labels=num_labels)
@@ -308,19 +308,18 @@ teach.check("04.2", macro_f1_of)
 # ## 4 · A metric module of your own
 #
 # A module is a class with two methods. `_info` says what comes in: `features` are the columns and their types.
-# `_compute` gets everything that was added and returns a dict. This is a whole one:
+# `_compute` gets everything that was added and returns a dict. A whole one:
 
 # %%
 teach.show_source(type(accuracy))
 
 # %% [markdown]
-# In a file `accuracy/accuracy.py` it is found by `evaluate.load("path/to/accuracy")`, without a network. (`Checked` and
-# `checks` are this project's; they refuse bad input.) `evaluate` adds the rest: `add_batch` in a loop, `compute` at the
+# In a file `accuracy/accuracy.py` it is found by `evaluate.load("path/to/accuracy")`, without a network. `Checked` and
+# `checks` are this project's; they refuse bad input. `evaluate` adds the rest: `add_batch` in a loop, `compute` at the
 # end, arrays, lists or tensors alike. `**_` is needed because in a combination `compute(average=...)` goes to *every*
 # module.
 #
-# The values are scikit-learn's, scipy's, `rouge_score`'s and `sacrebleu`'s; nothing is computed anew. Compare all the
-# same, in batches:
+# The values are computed by scikit-learn, scipy, `rouge_score` and `sacrebleu`. Compare all the same, in batches:
 
 # %%
 from sklearn.metrics import f1_score
@@ -349,7 +348,7 @@ for bad in ([0.7, 1.0], [float("nan"), 1.0], [[0.2, 0.8], [0.9, 0.1]], []):
 # %% [markdown]
 # ### Exercise 04.3 · Write a module
 #
-# The share of predictions that are at most `tolerance` away from the reference. You need only this section.
+# The share of predictions that are at most `tolerance` away from the reference:
 # `Within().compute(predictions=[1.4, 5.0], references=[2, 9])` is `{"within": 0.5}`. The tolerance is 1
 # unless `Within(tolerance=2)` or `compute(..., tolerance=2)` says otherwise, and the module must work inside
 # `evaluate.combine`. For `description` write a string, where the source above has `__doc__`.
@@ -401,10 +400,9 @@ teach.claim("the rows are deleted by compute", ".arrow" in waiting and not left)
 # %% [markdown]
 # ## 5 · How sure is a score?
 #
-# Another 1,500 sentences would have given another score. How much another? The **bootstrap** answers with the rows at
-# hand: draw as many rows *with replacement*, compute the score, repeat. The middle 95% of these scores are the
-# **percentile interval**: it ends at their 2.5% and their 97.5% quantile. For a mean such as accuracy there is a
-# formula to compare with:
+# How far would the score move on another 1,500 sentences? The **bootstrap** answers with the rows at hand: draw as many
+# rows *with replacement*, compute the score, repeat. The middle 95% of these scores, from their 2.5% to their 97.5%
+# quantile, are the **percentile interval**. For a mean such as accuracy there is a formula to compare with:
 
 # %% tags=["nbval-ignore-output"]
 right = (predictions["encoder"] == labels).double().numpy()
@@ -416,7 +414,7 @@ difference = abs((high - low) / 2 - formula)
 teach.claim("half the width: as the formula, to 0.3 points", difference < 0.003)
 
 # %% [markdown]
-# For macro-F1 there is no such formula, and the bootstrap works all the same. Four times the rows halve the width.
+# For macro-F1 there is no such formula; the bootstrap works all the same. Four times the rows halve the width.
 #
 # `bootstrap(statistic, *columns, resamples=1000, level=0.95, seed=0)` takes a function and columns of N rows each,
 # tensors or arrays. It draws the same rows from every column, calls `statistic` on them, and returns an `Interval` with
@@ -424,8 +422,8 @@ teach.claim("half the width: as the formula, to 0.3 points", difference < 0.003)
 #
 # ### Two models on the same rows
 #
-# Two intervals that overlap do not show that two models are equal. Both were judged on the same rows. So compare *row
-# by row*: draw rows once, compute both scores on them, keep the difference. Does that narrower interval contain zero?
+# Two intervals that overlap do not show that two models are equal. Compare them *row by row*: draw rows once, compute
+# both scores on them, keep the difference. Does the difference's interval contain zero?
 
 
 # %% tags=["nbval-ignore-output"]
@@ -443,8 +441,8 @@ full = max_steps >= 200 and source == "local"
 teach.claim("pairing: a narrower interval", paired.high - paired.low < apart, when=full)
 
 # %% [markdown]
-# The verdict: the interval barely excludes zero. It covers the choice of *rows*, not the training seed (there was one
-# run), and not that the encoder's checkpoint was chosen on these very rows. So: weak evidence.
+# The interval barely excludes zero. It covers the choice of *rows*, not the training seed (there was one run), and not
+# that the encoder's checkpoint was chosen on these very rows. So: weak evidence.
 #
 # ### Exercise 04.4 · A bootstrap interval
 #
@@ -497,12 +495,12 @@ teach.claim("accuracy: at least 88%", held["accuracy"] >= 0.88, when=full)
 # The percentile interval serves well for means. For macro-F1 look at the second line: of 300 rows the rarest class has
 # about four. Small classes drop out of some draws and count as 0 there, so the interval lies too low. It says nothing
 # about classes you have hardly seen. Collect more rows of them.
-#
+
+# %% [markdown]
 # ## 6 · Regression: how many parameters has this function?
 #
-# The target is a number now: the first sentence of a docstring is given, and the number of parameters of the function
-# is wanted. It is worth predicting because it is *not* in the text; a sentence about options and axes merely makes many
-# parameters likely. Rows like these, again from the course's own code:
+# The target is a number now: how many parameters has a function, given the first sentence of its docstring? The text
+# does not say; a sentence about options and axes merely makes many parameters likely. Rows from the course's own code:
 
 # %%
 from course_utils.data.regression import own_functions, parameter_counts, tokenized
@@ -515,9 +513,9 @@ for row in own_functions()[:4]:
     print(f"{row.parameters} <- {row.text}")
 
 # %% [markdown]
-# Half of the functions have one to three parameters, a few have very many. Squared errors would be about those few, so
-# the target is $y = \ln(1 + n)$: `tokenized` puts `log1p(parameters)` in the column `label`. Two baselines: the
-# training mean, and ridge regression (linear regression with small weights) on words and pairs of words.
+# Half of the functions have one to three parameters, a few very many. Squared errors would be about those few, so the
+# target is $y = \ln(1 + n)$: `tokenized` puts `log1p(parameters)` in the column `label`. Two baselines: the training
+# mean, and ridge regression (linear regression with small weights) on words and pairs of words.
 
 # %%
 from sklearn.linear_model import Ridge
@@ -535,7 +533,7 @@ guesses = {
 
 # %% [markdown]
 # The encoder: the same model with `num_labels=1`. transformers then takes the mean squared error as the loss, and
-# `predictions` have the shape (N, 1). Three seeds, because one run proves little.
+# `predictions` have the shape (N, 1). Three seeds:
 
 # %%
 from transformers import ModernBertForSequenceClassification
@@ -570,16 +568,17 @@ long = max_steps >= 200
 teach.claim("each seed explains a tenth or more", min(seeds) > 0.1, when=long)
 
 # %% [markdown]
-# **R²** is the share of the target's variance that is explained: 0 for the mean, 1 for perfection. The mean's
-# correlations are `nan`: what does not vary does not correlate. Honest outcome: the encoder is no better than ridge on
-# words.
+# `mse` and `mae` are the mean squared and the mean absolute error. **R²** is the share of the target's variance that is
+# explained: 0 for the mean, 1 for perfection. **Pearson** says how close predictions and targets are to a line,
+# **Spearman** how alike their orders are; for the mean, which does not vary, both are `nan`. The encoder is no better
+# than ridge on words.
 
 # %%
 bars = {model: [r2[model]] for model in ("training mean", "word weights")}
 teach.show(figures.r_squared(bars | {"encoder, 3 seeds": seeds}))
 
 # %% [markdown]
-# The five metrics answer different questions. Spoil the predictions in two ways and look what each metric sees:
+# Spoil the predictions in two ways and look what each metric sees:
 
 # %% tags=["nbval-ignore-output"]
 guess = guesses["encoder, seed 0"]
@@ -597,7 +596,7 @@ teach.claim("R2 sees all of it", seen["halved, plus 2"]["r_squared"] < 0)
 
 # %% [markdown]
 # Back in numbers of parameters. A box holds the middle half of the predictions, its line is their median, the whiskers
-# are the rest without outliers. Above eight there are too few rows for a box.
+# are the rest without outliers:
 
 # %%
 true_counts = np.array(counts["validation"]["parameters"][:])
@@ -621,7 +620,8 @@ teach.claim("perplexity would be maximised", chosen.greater_is_better)
 # %% [markdown]
 # Only names that end in `loss` are minimised. With `mse` the Trainer would keep the *worst* checkpoint, and early
 # stopping would stop when things get better. Say the direction, always.
-#
+
+# %% [markdown]
 # ### Deeper: Exercise 04.5 · Repair the settings
 #
 # Return a repaired copy of `settings`, a dict of TrainingArguments: whatever `metric_for_best_model` it names (any of
@@ -647,9 +647,8 @@ teach.check("04.5", repaired)
 # %% [markdown]
 # ## 7 · Generation
 #
-# A model that writes has no class to compare. Task: digits to words, so that every answer can be checked. The model is
-# a tiny **encoder-decoder**: the encoder reads the digits, the decoder writes word by word and sees what it has
-# written so far.
+# The task: digits to words, so that every answer can be checked. The model is a tiny **encoder-decoder**: the encoder
+# reads the digits, the decoder writes word by word and sees what it has written so far.
 
 # %%
 from course_utils.data.number_words import DIGITS, WORDS, number_words
@@ -669,13 +668,13 @@ def to_ids(rows):
 spoken = numbers.map(to_ids, batched=True, remove_columns=["text", "target"])
 
 # %% [markdown]
-# In training the decoder is shown the *true* previous words. In use it has only its own. A `Seq2SeqTrainer` with
-# `predict_with_generate=True` lets the evaluation really generate: `predictions` are then token ids (N, T), padded with
-# -100 like the labels. `generation_trainer` makes a quiet one; `as_text` turns ids into text.
+# In training the decoder is shown the *true* previous words; in use it has only its own. With
+# `predict_with_generate=True` a `Seq2SeqTrainer` really generates in an evaluation: `predictions` are then token ids
+# (N, T), padded with -100 like the labels. `generation_trainer` makes such a trainer; `as_text` turns ids into text.
 #
 # - **Exact match**: the whole answer is right.
 # - **ROUGE-L**: how many words are right and in the right order (F1 of the longest common subsequence).
-# - **BLEU**: how many runs of one to four words are right, over the whole corpus; here divided by 100, so 1 is perfect.
+# - **BLEU**: how many runs of one to four words are right, over all answers; here divided by 100, so 1 is perfect.
 
 # %%
 from transformers import DataCollatorForSeq2Seq
@@ -716,9 +715,9 @@ history = [entry for entry in speaker.state.log_history if "eval_bleu" in entry]
 teach.show(figures.generation(history))
 
 # %% [markdown]
-# The loss falls smoothly while exact match stays near zero and then jumps. One wrong word spoils an answer, so exact
-# match sees nothing until nearly every word is right. ROUGE-L and BLEU give credit for parts. And the loss is no
-# substitute for any of them: it is measured on true previous words, where a mistake cannot lead to the next one.
+# The loss falls smoothly while exact match stays near zero and then jumps: one wrong word spoils an answer. ROUGE-L and
+# BLEU give credit for parts. The loss replaces none of them: it is measured on true previous words, where no mistake
+# leads to the next.
 
 # %% tags=["nbval-ignore-output"]
 output = speaker.predict(spoken["validation"])
@@ -739,8 +738,8 @@ teach.claim("ROUGE-L gives credit for parts", rouge > exact, when=some_right)
 # ### Deeper: perplexity
 #
 # For a language model without a right answer there is the loss itself, in readable form: **perplexity** is exp of the
-# mean loss per token, in nats. A perplexity of 20 means: as unsure as a fair choice among 20 tokens. The mean must go
-# over *tokens*, so the module takes summed losses and token counts:
+# mean loss per token, in nats (the unit of natural logarithms). A perplexity of 20 means: as unsure as a fair choice
+# among 20 tokens. The mean must go over *tokens*, so the module takes summed losses and token counts:
 
 # %%
 perplexity = load_metric("perplexity")
@@ -756,15 +755,14 @@ teach.claim("over tokens it is exp(2.2)", abs(over_tokens - np.exp(2.2)) < 1e-9)
 #
 # On several GPUs each process (**rank**) evaluates its share of the batches. Two things go wrong there without an
 # error. The ranks need equally many batches, so the last turn is **filled up** with rows from the start of the set. And
-# each rank can only compute the metric of its own rows. Here 19 rows on two ranks, four a batch; hatched: seen a second
-# time.
+# each rank can only score its own rows. Here 19 rows on two ranks, four a batch:
 
 # %%
 teach.show(figures.padded_ranks(rows=19, batch=4))
 
 # %% [markdown]
-# `accelerator.gather(x)` collects `x` from all ranks, filling included. `accelerator.gather_for_metrics(x)` does the
-# same and drops the filling, because accelerate knows how long the set is. In a loop of your own:
+# `accelerator.gather(x)` collects `x` from all ranks, filling included. `accelerator.gather_for_metrics(x)` drops the
+# filling. In a loop of your own:
 #
 # ```python
 # accelerator = Accelerator()                                           # lesson 08
@@ -776,8 +774,8 @@ teach.show(figures.padded_ranks(rows=19, batch=4))
 # ```
 #
 # Now for real: the trained encoder, 301 validation rows, 32 a batch, two processes on this machine that talk through
-# gloo, torch's library for CPUs. `run_ranks` starts them and brings back what each returns; the program they run is
-# `course_utils/parallel/evaluate_on_ranks.py`. It takes a few seconds.
+# gloo, torch's library for CPUs. `run_ranks` starts them and brings back what each returns from
+# `course_utils/parallel/evaluate_on_ranks.py`.
 
 # %%
 from course_utils.parallel import evaluate_on_ranks, run_ranks
@@ -827,9 +825,10 @@ silent = min(away["gather: filling counted"], away["mean of the ranks' own"])
 teach.claim("both wrong ways are off by more than 0.0001", silent > 1e-4, when=full)
 
 # %% [markdown]
-# Accuracy is a mean over rows, and a mean of ranks with equally many rows is almost right. Macro-F1 is no mean over
-# rows: it must be computed once, from everybody's predictions.
-#
+# For accuracy, a mean over rows, the mean of ranks is almost right. Macro-F1 is no such mean: it must be computed once,
+# from everybody's predictions.
+
+# %% [markdown]
 # ### Deeper: `eval_loss` is not exact
 #
 # What `compute_metrics` returns is exact. The `eval_loss` beside it is not: the Trainer gathers one mean per batch,
@@ -846,10 +845,10 @@ teach.claim("eval_loss on two processes is off, by less than a fifth", off_a_lit
 # %% [markdown]
 # ## 9 · Memory: do not collect what you do not need
 #
-# `compute_metrics` sees all rows, so everything lies in memory at once. For a classifier that is little. A language
-# model has logits of shape (N, T, V): 256 rows of 64 tokens over a vocabulary of 4,096 are 256 MiB; with 150,000
-# entries, 9 GiB. `preprocess_logits_for_metrics`, an argument of `Trainer`, is called on every batch, before anything
-# is collected, and what it returns is collected instead. Here (N, T) token ids:
+# `compute_metrics` sees all rows, so everything lies in memory at once. A language model has a logit for each of `V`
+# entries of its vocabulary, (N, T, V) in all: 256 rows of 64 tokens with 4,096 entries are 256 MiB; with 150,000
+# entries, 9 GiB. The `Trainer` calls its argument `preprocess_logits_for_metrics` on every batch and collects what that
+# returns instead. Here (N, T) token ids:
 
 
 # %%
@@ -858,9 +857,8 @@ def only_argmax(logits, labels):
 
 
 # %% [markdown]
-# A single batch's logits are needed either way. On a GPU, `eval_accumulation_steps` moves the collected tensors to the
-# CPU every so many batches; it frees nothing there. `batch_eval_metrics=True` calls `compute_metrics` per batch, so
-# that you add up counts yourself.
+# On a GPU, `eval_accumulation_steps` moves what is collected to the CPU every so many batches; it saves no CPU memory.
+# `batch_eval_metrics=True` calls `compute_metrics` per batch; you add up counts yourself.
 
 # %% [markdown]
 # ### Deeper: the peak, measured
@@ -913,8 +911,8 @@ teach.claim("a small part is collected, and the metric is the same", one == othe
 #
 # ### 1 · The mean of batch scores
 #
-# Compute macro-F1 per batch, then average: a batch of 16 rows lacks about a third of the classes, and a class that is
-# absent counts as 0. **Check:** evaluate with two batch sizes; the score must not move.
+# Compute macro-F1 per batch, then average: a small batch lacks classes, and a class that is absent counts as 0.
+# **Check:** evaluate with two batch sizes; the score must not move.
 
 # %%
 absent = np.mean([num_labels - len(part.unique()) for part in labels.split(16)])
@@ -935,7 +933,7 @@ teach.claim("16 a batch: less than 0.8 of the true value", too_low, when=full)
 # ### 3 · The metric is computed on the training split
 #
 # A wrong variable, and the score looks splendid. **Check:** count the training rows among the rows that were *really*
-# scored. Comparing the splits finds nothing: they are fine, the variable is wrong.
+# scored. Comparing the splits finds nothing: they are fine.
 
 # %% tags=["nbval-ignore-output"]
 seen_before = torch.tensor(words.predict(train["text"]))
@@ -1013,7 +1011,7 @@ teach.check("04.6", my_compute_metrics)
 # %% [markdown]
 # ## 10 · The test split, once
 #
-# Everything was chosen on the validation split. Now the three classifiers meet the test split.
+# Everything was chosen on the validation split. Now the test split:
 
 # %% tags=["nbval-ignore-output"]
 test = data["test"][:]
@@ -1025,14 +1023,15 @@ tested = {
 }
 final = {model: with_intervals(p, test_labels) for model, p in tested.items()}
 teach.show(figures.scores(final, "Test split, used once"))
+difference = bootstrap(gap, tested["encoder"], tested["word weights"], test_labels)
+print("encoder minus word weights, accuracy:", difference)
 above = final["encoder"]["accuracy"].low > final["majority"]["accuracy"].high
 teach.claim("the encoder's interval lies above the majority's", above, when=full)
 
 # %% [markdown]
-# On rows that chose nothing, encoder and word weights have about the same macro-F1: no winner.
+# On rows that chose nothing, encoder and word weights are close; the paired interval says how close.
 #
-# And what the models do now, on examples you can judge yourself: numbers that nobody trained on, and this course's own
-# functions.
+# What the models do now, on numbers that nobody trained on and on this course's own functions:
 
 # %% tags=["nbval-ignore-output"]
 output = speaker.predict(spoken["test"])
@@ -1052,7 +1051,7 @@ print(f"parameters, all test rows: R2 {test_r2:.2f}")
 teach.claim("parameters: R2 on test above 0.1", test_r2 > 0.1, when=long)
 
 # %% [markdown]
-# The writing model errs most where it has seen least: numbers of three digits. The guessed parameters stay close to
+# The writing model errs on numbers of three digits, which are one in eleven. The guessed parameters stay near one or
 # two, whatever the truth.
 
 # %%
@@ -1061,13 +1060,13 @@ scratch.cleanup()
 # %% [markdown]
 # ## Recap
 #
-# - `compute_metrics` sees all rows at once and returns plain numbers. Metrics come as modules with `add_batch` and
-#   `compute`; own ones are a class with `_info` and `_compute`.
-# - With imbalance, accuracy and micro-F1 are about the big classes. Look at macro-F1, at every class, at the confusion
-#   matrix, and at the majority baseline first.
+# - `compute_metrics` sees all rows at once and returns plain numbers. Metrics are modules with `add_batch` and
+#   `compute`; your own is a class with `_info` and `_compute`.
+# - With imbalance, accuracy and micro-F1 are about the big classes. Look at the majority baseline first, then at
+#   macro-F1, every class and the confusion matrix.
 # - A score without an interval is half a score. Compare two models row by row.
-# - R² sees scale and shift, Pearson does not, Spearman sees the order only. Exact match is blind for parts, the loss
-#   is blind for what happens when the model reads its own words.
+# - R² sees scale and shift, Pearson does not, Spearman sees the order only. Exact match is blind to parts, the loss to
+#   what happens when the model reads its own words.
 # - Say `greater_is_better`: only names that end in `loss` are minimised by default.
 # - On several processes: `gather_for_metrics`, one metric over all rows. For memory: `preprocess_logits_for_metrics`.
 #
@@ -1087,8 +1086,8 @@ scratch.cleanup()
 #
 # <details><summary>Answer</summary>
 #
-# How many of the rows are ill. If it is 0.8%, saying "healthy" every time reaches the same. Then: recall and precision
-# of the ill class, with intervals, and how many ill rows the set has at all.
+# How many of the rows are ill. If it is 0.8%, always saying "healthy" reaches the same. Then: recall and precision of
+# the ill class, with intervals, and the number of ill rows.
 #
 # </details>
 
@@ -1097,8 +1096,8 @@ scratch.cleanup()
 #
 # <details><summary>Answer</summary>
 #
-# Not known from these intervals. Take the difference in each bootstrap draw: both models are judged on the same drawn
-# rows, and what is easy or hard for both cancels. If that interval excludes zero, they differ on this kind of data.
+# Not known from these intervals. Take the difference in each bootstrap draw: both are judged on the same drawn rows,
+# and what is easy or hard for both cancels. If its interval excludes zero, they differ on this kind of data.
 #
 # </details>
 
@@ -1108,8 +1107,8 @@ scratch.cleanup()
 # <details><summary>Answer</summary>
 #
 # Not necessarily: with ten words, each right nine times in ten, one answer in three is right; at six in ten, one in
-# 170. Look at ROUGE-L or BLEU. Then look at generated text: labels decoded with -100 in them, or a missing end token,
-# give zero as well.
+# 170. Look at ROUGE-L or BLEU, then at generated text: labels decoded with -100 in them, or a missing end token, give
+# zero as well.
 #
 # </details>
 

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 05 · Callbacks: control without subclassing
 #
-# The Trainer runs your loop. A *callback* is an object whose methods it calls at fixed points of that loop: to look,
-# and to ask for something. Stop now. Save now. Evaluate now. Nothing in the Trainer has to be rewritten for it.
+# The Trainer runs your loop. A *callback* is an object whose methods it calls at fixed points of that loop, the
+# *events*. There it can look at the run, and ask the Trainer to stop, to save or to evaluate.
 #
 # **You will be able to**
 # - say which event comes when, what a callback sees there, and what it does not see;
@@ -37,7 +37,7 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # %% [markdown]
 # ## 1 · Look first: a run that was steered
 #
-# The task is that of lessons 01 and 03: which library is a sentence from? Rows, here of this project's docstrings:
+# The task is that of lessons 01 and 03: which library is a sentence from? Example rows, from this project's docstrings:
 
 # %%
 from tempfile import TemporaryDirectory
@@ -70,8 +70,8 @@ print({name: len(split) for name, split in rows.items()}, "labels:", num_labels)
 
 
 # %% [markdown]
-# This lesson trains about fifteen models on them, so the model is small: the mean of the words' vectors, and two layers
-# on top. A plain `nn.Module` will do. The Trainer wants a dictionary with a `loss`.
+# This lesson trains about fifteen models, so the model is small: the mean of the token vectors, and two layers on top.
+# A plain `nn.Module` will do, if it returns a dictionary with a `loss`.
 
 
 # %%
@@ -96,7 +96,7 @@ class Bag(torch.nn.Module):
 
 # %% [markdown]
 # `run` trains it, evaluating sixteen times. The learning rate is constant: a run that may end at any step must not
-# depend on a schedule that ends at a given one.
+# depend on a schedule with a fixed end.
 
 # %%
 from course_utils.training.evaluation import macro_f1
@@ -126,8 +126,8 @@ def run(name, callbacks=(), train_rows=rows["train"], seed=seed, **settings):
 
 
 # %% [markdown]
-# Now the run, with two callbacks. One stops it when the validation loss has not improved for three evaluations. The
-# other keeps only the checkpoint with the lowest. (`on_disk` lists the steps of the checkpoints in a folder.)
+# The run has two callbacks. `PlateauStop` ends it when the validation loss has not improved for three evaluations.
+# `SaveBest` keeps only the checkpoint with the lowest loss. `on_disk` lists the steps of a folder's checkpoints.
 
 # %%
 from course_utils.lessons.lesson_05 import figures
@@ -145,35 +145,34 @@ history, steps = steered.state.log_history, (best.best_step, last_step, max_step
 teach.show(figures.steered_run(history, *steps, "eval_macro_f1"))
 
 # %% [markdown]
-# In this run the validation loss rises a little after its best and falls again at the last evaluation; macro-F1 is
-# still rising. Was it the right moment to stop? Section 4 asks. Neither the loop nor the Trainer was changed. This is
-# who talks to whom:
+# The validation loss rises a little after its best; macro-F1 is still rising. Was it right to stop? Section 4 asks.
+#
+# Who talks to whom:
 
 # %%
 teach.show(figures.flow())
 
 # %% [markdown]
-# Read the arrow down: settings (`args`), the `state` of the run, the `control` flags, and the objects (`model`,
-# `optimizer`, `lr_scheduler`, the data loaders). Now what is *not* on it: the batch, the logits and the loss tensor
-# stay inside. Whoever needs those overrides a method (lesson 06). The arrow up is one object: `control`.
+# The arrow down carries the settings (`args`), the `state` of the run, the `control` flags and the objects (`model`,
+# `optimizer`, `lr_scheduler`, data loaders). It does *not* carry the batch, the logits or the loss tensor: whoever
+# needs those overrides a method (lesson 06). The arrow up is one object: `control`.
 #
-# Callbacks are called in the order of a list: `DefaultFlowCallback`, trackers, yours, and last the progress bar or the
-# printer. This list has no tracker, and `quiet_trainer` removed the printer:
+# Callbacks are called in the order of a list: `DefaultFlowCallback`, trackers (`report_to="tensorboard"`, lesson 03),
+# yours, and last the progress bar (`disable_tqdm=False`) or the printer of logs. This list has no tracker, and
+# `quiet_trainer` removed the printer:
 
 # %%
 print(steered.callback_handler.callback_list)
 
 # %% [markdown]
-# `DefaultFlowCallback` is why `logging_steps`, `eval_steps` and `save_steps` work at all: it sets the flags. The
-# progress bar (`disable_tqdm=False`) and the tracker (`report_to="tensorboard"`, lesson 03) are callbacks too.
+# `DefaultFlowCallback` is why `logging_steps`, `eval_steps` and `save_steps` work: it sets the flags.
 
 # %% [markdown]
 # ## 2 · The events, in order
 #
-# `EventRecorder` implements all 16 events, and each notes its name, the step and the flags that are set. To keep it
-# readable we record a short run: two micro-batches a step, evaluation and checkpoint at every second step. `listing`
-# prints a line an event, equal ones folded. The number in it is `state.global_step`, which counts *finished* steps: the
-# second step begins at 1.
+# `EventRecorder` notes at each of the 16 events its name, the step and the flags that are set. The recorded run is
+# short: two micro-batches a step; log, evaluation and checkpoint at every second step. `listing` prints a line an
+# event, equal ones folded. Its number is `state.global_step`, which counts *finished* steps: step 2 begins at 1.
 
 # %%
 from course_utils.training.callbacks import EventRecorder
@@ -188,11 +187,10 @@ recorded = run("recorded", [recorder], few_rows, **short, **often)
 print(listing(recorder.of_step(2)))
 
 # %% [markdown]
-# The step begins. After the first micro-batch comes `on_substep_end`; after the second, the last
-# of the window, it does not. The gradients are clipped, then `on_pre_optimizer_step`, the optimizer, and
-# `on_optimizer_step`. In `on_step_end` the first callback in the list, `DefaultFlowCallback`, sets the flags of this
-# step; the recorder, after it, sees them. The Trainer does what they say, in this order: log, evaluate (a prediction
-# event per batch, then its own log entry), save. Each flag is cleared when it is acted on.
+# Each micro-batch but the step's last is followed by `on_substep_end`. Then the gradients are clipped, and the
+# optimizer moves between `on_pre_optimizer_step` and `on_optimizer_step`. In `on_step_end` `DefaultFlowCallback`, first
+# in the list, sets the flags; the recorder, after it, sees them. The Trainer does what they say, in this order: log,
+# evaluate (a prediction event per batch, then its own log entry), save. Each flag is cleared when it is acted on.
 
 # %%
 two_steps = recorder.of_step(1) + recorder.of_step(2)
@@ -230,11 +228,11 @@ linear = {"max_steps": 2, "eval_strategy": "no", "lr_scheduler_type": "linear"}
 rated = run("rates", [PrintRate()], few_rows, **linear)
 
 # %% [markdown]
-# Who wants the learning rate that *this* step used reads it in `on_optimizer_step`. `LearningRateLogger` does, for
-# every parameter group, and puts it beside the loss in `state.log_history`.
+# To see the learning rate that *this* step used, read it in `on_optimizer_step`. `LearningRateLogger` does, for every
+# parameter group, and logs it.
 #
-# One rule the recorded run does not show, since everything was due at its end: at the last step the Trainer evaluates
-# and saves once more, unless that was due anyway.
+# One rule the recorded run does not show: with the strategy "steps" the Trainer evaluates and saves at the last step
+# too, due or not.
 #
 # ### Exercise 05.1 · Predict the events (predict)
 #
@@ -261,11 +259,10 @@ teach.check("05.1", prediction)
 # | `metrics` | the evaluation's values; only in `on_evaluate` | read |
 #
 # The first three flags are reset before each step, `should_epoch_stop` before each epoch; `should_training_stop` stays.
-# Changing the `control` you were given is enough, since the Trainer holds the same object. Returning it works too.
+# Change the `control` you were given, which is the Trainer's own object, or return a new one.
 #
-# The smallest useful callback asks for an evaluation when something happens, whatever `eval_steps` says. (A power of
-# two has one bit set, and one less has all the bits below it: their `&` is 0. `logged` gives the step and value of each
-# log entry that has a key.)
+# A small useful callback. (`n & (n - 1)` is 0 for powers of two only. `logged` gives the step and value of each log
+# entry that has a key.)
 
 
 # %%
@@ -284,10 +281,10 @@ print("evaluated at", steps)
 teach.claim("at powers of two, and at eval_steps", steps == [1, 2, 4, 8, 10])
 
 # %% [markdown]
-# Callbacks can also change the model. A frequent wish: keep the embedding frozen while a fresh head finds its feet,
-# then let it train. Before you write it, one fact. The Trainer builds its optimizer in `train()` from the parameters
-# that have `requires_grad=True` *at that moment*, between `on_init_end` and `on_train_begin`. What is frozen earlier
-# never gets into the optimizer, and setting `requires_grad=True` later does not bring it in. Nothing is said.
+# Callbacks can also change the model, for example keep the embedding frozen while a new head learns, then let it train.
+# One fact first. The Trainer builds its optimizer between `on_init_end` and `on_train_begin`, from the parameters that
+# have `requires_grad=True` *at that moment*. What is frozen before never gets into it: setting `requires_grad=True`
+# later does not help, and no warning tells you.
 #
 # ### Exercise 05.2 · Unfreeze at a step (write)
 #
@@ -311,7 +308,7 @@ teach.check("05.2", Unfreeze)
 # ## 4 · Stopping: by hand, the library's, and a better one
 #
 # *Early stopping* ends a run when the metric has not improved for `patience` evaluations. `EarlyStoppingCallback` does
-# it with `metric_for_best_model`. Written by hand, from the list of values:
+# it for `metric_for_best_model`. By hand, from the list of values:
 
 
 # %%
@@ -327,8 +324,8 @@ def stop_evaluation(values, patience, greater_is_better=True):
 
 
 # %% [markdown]
-# To test a stopping rule one must know the metric beforehand. `scripted(values, callbacks)` is a real Trainer run of
-# one step per evaluation, on a tiny model, in which only the metric follows a script. The rest of the lesson uses it.
+# To test a stopping rule one must know the metric beforehand. `scripted(values, callbacks)` is a real Trainer run of a
+# tiny model, with an evaluation after each step, in which only the metric, `eval_score`, follows a script: `values`.
 
 # %%
 from transformers import EarlyStoppingCallback
@@ -344,7 +341,7 @@ for values in scripts:
     teach.claim("all three stop at the same step", ended == [expected] * 2)
 
 # %% [markdown]
-# And the run of section 1? Its losses are in the log. By hand, with the direction turned, because a loss should fall:
+# Section 1's run by hand, from the losses in its log, where smaller is better:
 
 # %%
 losses = [loss for _, loss in logged(steered, "eval_loss")]
@@ -355,10 +352,10 @@ teach.claim("section 1's run stopped where its history says", last_step == expec
 # %% [markdown]
 # ### A slow gain is not a plateau
 #
-# Noise also "improves" a metric. `EarlyStoppingCallback(3, early_stopping_threshold=0.01)` therefore asks for a gain of
-# more than 0.01. But over what? Over the *best value so far*, which every small step moves along. A metric that gains
-# 0.004 at each evaluation, forever, is stopped at the fourth. `PlateauStop(min_delta=0.01)` compares with the last
-# value that *counted* as a gain, as torch's `ReduceLROnPlateau` does. Then small steps add up.
+# Noise also "improves" a metric. So `EarlyStoppingCallback(3, early_stopping_threshold=0.01)` asks for a gain of more
+# than 0.01, but over the *best value so far*, which every small step moves along. A steady gain of 0.004 is therefore
+# stopped. `PlateauStop(min_delta=0.01)` compares with the last value that *counted* as a gain, as torch's
+# `ReduceLROnPlateau` does. Then small steps add up.
 
 # %%
 values = [round(0.5 + 0.004 * number, 3) for number in range(10)]
@@ -374,8 +371,8 @@ teach.claim("the library's rule stops a steady gain, PlateauStop does not", diff
 #
 # Write the callback. It watches `metrics["eval_score"]`, larger is better. The first value that is a number is the
 # reference. A value above `reference + min_delta` becomes the reference; after `patience` evaluations in a row without
-# a new reference the run stops. A NaN, also a first one, counts as an evaluation without a gain. The callback keeps its
-# own reference and does not use `state.best_metric`.
+# a new reference the run stops. A NaN, also a first one, counts as an evaluation without a gain. Do not use
+# `state.best_metric`.
 
 
 # %%
@@ -393,10 +390,10 @@ teach.check("05.3", Plateau)
 # %% [markdown]
 # ### What does stopping give?
 #
-# Three rules, three seeds: run to the end and take the last weights; stop by validation loss; stop by validation
-# macro-F1 (patience 3, the best checkpoint by the same metric). One full run per seed is enough, with a checkpoint at
-# every evaluation: `under_rule` finds in its history, by hand as above, where the rule would have stopped and what it
-# would have kept. The choice is made on the validation split; the test split only reports.
+# Three rules, three seeds: run to the end and keep the last weights; stop by validation loss; stop by validation
+# macro-F1 (both with patience 3, keeping the best checkpoint by that metric). One full run per seed, with a checkpoint
+# at every evaluation, is enough: `under_rule` finds in its history where the rule would have stopped and what it would
+# have kept. Validation decides, test only reports.
 
 # %%
 from course_utils.lessons.lesson_05.stopping import paired_interval, under_rule
@@ -413,7 +410,7 @@ teach.show(figures.rules(scores))
 
 # %% [markdown]
 # The differences to "no stop", seed by seed. `paired_interval` gives their mean and the ends of its 95 % interval
-# (Student's). With three seeds it is wide, and that is the honest picture of three seeds.
+# (Student's t, wide for three seeds).
 
 # %%
 base = scores.pop("no stop")
@@ -430,15 +427,15 @@ costs = gains["macro-F1, stopped by loss"][1] < 0
 teach.claim("and, on the mean of three seeds, macro-F1 too", costs, when=full_run)
 
 # %% [markdown]
-# One interval excludes zero: stopping by loss lowers the test loss. The mean of its macro-F1 is lower too, but that
+# One interval excludes zero: stopping by loss lowers the test loss. On the mean its macro-F1 is lower too, but that
 # interval contains zero: three seeds do not decide it. Stopping by macro-F1 saves few steps here, and neither of its
-# differences is clear. So a rule looks after the metric that it watches; expect nothing from it for another.
+# differences is clear. A rule looks after the metric that it watches; expect nothing from it for another.
 
 # %% [markdown]
 # ## 5 · Keeping the best checkpoint
 #
-# The Trainer keeps `state.best_metric`. When is it updated? The recorder knows, because it notes the value it sees at
-# each event. In step 2 of this run the metric rises from 0.5 to 0.7:
+# The Trainer keeps `state.best_metric`. When is it updated? The recorder notes its value at each event. In step 2 of
+# this run the metric rises from 0.5 to 0.7:
 
 # %%
 recorder = EventRecorder()
@@ -450,8 +447,8 @@ old_then_new = (seen["on_evaluate"], seen["on_save"]) == (0.5, 0.7)
 teach.claim("on_evaluate still sees the old best, on_save the new", old_then_new)
 
 # %% [markdown]
-# So a callback that asks "is this a new best?" must ask in `on_evaluate`. At the first evaluation there is no best yet
-# (`None`). By hand, keeping a best value of its own:
+# So "is this a new best?" must be asked in `on_evaluate`. At the first evaluation the old best is `None`. By hand, with
+# a best value of its own:
 
 
 # %%
@@ -483,10 +480,11 @@ for greater, best_step in ((True, 7), (False, 6)):
     teach.claim("SaveBest and save_strategy='best' leave exactly the best", exact)
 
 # %% [markdown]
-# `KeepBest` asks for every new best and never deletes. `SaveBest` deletes the one before, once the new one is complete.
-# The library does the same with `save_strategy="best"` and `save_total_limit=1`; take that when it is all you need.
-# `SaveBest` is for what it cannot do: another metric than the one for early stopping, beside periodic checkpoints.
-#
+# `KeepBest` never deletes. `SaveBest` deletes the best before, once the new one is complete. So does the library, with
+# `save_strategy="best"` and `save_total_limit=1`; take that when it is enough. `SaveBest` can also follow another
+# metric than early stopping does, and stand beside periodic checkpoints.
+
+# %% [markdown]
 # ### Deeper: exercise 05.4 · Keep the best by perplexity (vary)
 #
 # Perplexity (the exponential of the mean loss per token) should be small. Change `given`, and add to it, until exactly
@@ -504,9 +502,8 @@ teach.check("05.4", arguments)
 # ## 6 · A memory that survives a resume
 #
 # A callback's attributes are gone when the process ends. What must outlive it goes through `ExportableState`: a method
-# `state()` that returns the constructor's arguments and the attributes to set afterwards. The Trainer writes it into
-# each checkpoint's `trainer_state.json`. `PlateauStop` derives from `TrainerCallback` and `ExportableState`, and has
-# this method:
+# `state()` returns the constructor's arguments and the attributes to set afterwards, and the Trainer writes them into
+# each checkpoint's `trainer_state.json`. `PlateauStop` derives from it too, and has this method:
 
 # %%
 teach.show_source(PlateauStop.state)
@@ -523,8 +520,8 @@ print("uninterrupted, it stops at step", whole.state.global_step)
 print("in checkpoint-4:", saved["stateful_callbacks"]["PlateauStop"])
 
 # %% [markdown]
-# When the run was interrupted after step 4, it had waited for two evaluations. Now resume, once as usual and once with
-# the setting whose default is off:
+# After step 4 it had waited for two evaluations. Resume from there, once as usual, once with a setting that is off by
+# default:
 
 # %%
 ends = {}
@@ -539,12 +536,14 @@ right = ends == {False: 8, True: 5}
 teach.claim("only restored states stop where the uninterrupted run did", right)
 
 # %% [markdown]
-# Three things to remember. Without `restore_callback_states_from_checkpoint=True` every memory starts empty, silently:
-# 0.6, the value at step 5, became the reference, and three more had to pass.
-# With it, the Trainer builds a *new* object from `state()`, so read results from `trainer.callback_handler.callbacks`,
-# not from the variable you kept. And what can be computed from `state.log_history` needs no state at all, because the
-# Trainer restores that in any case: `SaveBest` reads its best value from there.
-#
+# - Without `restore_callback_states_from_checkpoint=True` every memory starts empty, silently: 0.6, the value at step
+#   5, became the reference, and three more had to pass.
+# - With it, the Trainer builds a *new* object from `state()`: read results from `trainer.callback_handler.callbacks`,
+#   not from the variable you kept.
+# - What can be computed from `state.log_history` need not be saved: the Trainer always restores that, and `SaveBest`
+#   reads its best value there.
+
+# %% [markdown]
 # ### Deeper: the best checkpoint after a resume
 #
 # The best of the first part (0.9 at step 2) must win against a later 0.8, and lose against 0.95. With and without
@@ -563,8 +562,9 @@ for later, expected in ((0.8, 2), (0.95, 3)):
 # %% [markdown]
 # ## 7 · Watching gradients: a NaN that the log hides
 #
-# One row in our data is now empty: its attention mask is all zeros. `Bag` divides by the number of words, 0/0 is NaN,
-# the loss is NaN, and so is every gradient. After one step all weights are. Watch what the log makes of it.
+# One row is now empty: its attention mask is all zeros. `Bag` divides by the number of tokens, and 0/0 is NaN. So are
+# the loss, every gradient and, after one step, all weights. In a second run `GradientWatch` skips that step. What does
+# the log say?
 
 # %%
 from course_utils.training.callbacks import GradientWatch
@@ -595,13 +595,14 @@ teach.claim("with the step skipped all weights are finite", healthy)
 
 # %% [markdown]
 # The culprit is a default: `logging_nan_inf_filter=True` replaces a NaN loss by the average of the losses since the
-# last log. After the next log there are none, so it adds zeros, and the curve looks like a triumph. It filters the
-# *log*, not the training. Set it to False, and watch the gradients.
+# last log. After the next log there are none, so it adds zeros. It filters the *log*, not the training. Set it to
+# False, and watch the gradients.
 #
-# `GradientWatch` takes the gradients' norms in `on_pre_optimizer_step`, per part of the model. It can `"record"`,
-# `"stop"` the run at the next log, or `"skip"` the step: it sets the gradients to `None`, and the optimizer passes over
-# parameters without one.
-#
+# `GradientWatch` takes the gradients' norms in `on_pre_optimizer_step`, per part of the model. It can `"record"` them,
+# `"stop"` the run at the first log after a NaN, or `"skip"` the step: it sets the gradients to `None`, and the
+# optimizer passes over parameters without one.
+
+# %% [markdown]
 # ### Deeper: which norms?
 #
 # That event comes *after* clipping, so the norms are clipped ones; the log's own `grad_norm` is the one before. And
@@ -620,8 +621,8 @@ teach.claim("together they are 0.1, the clipped norm", abs(clipped - 0.1) < 1e-3
 # %% [markdown]
 # ## 8 · Seeing: a live curve and samples
 #
-# A loss says how wrong the model is, not what it does wrong. So print what it writes. The task: a number in digits, to
-# be continued as a Roman numeral, learnt by a tiny causal language model.
+# A loss says how wrong the model is, not what it does wrong. So print what it writes. The task for a tiny causal
+# language model: continue a number in digits as a Roman numeral.
 
 # %%
 from course_utils.data import roman
@@ -634,10 +635,9 @@ row = train_numbers[0]
 print(roman.decode(row["input_ids"]), "| labels:", row["labels"])
 
 # %% [markdown]
-# `GenerationSamples` continues the same prompts at every evaluation, greedily: no random number is drawn, so the run is
-# the same with and without it. `LivePlot` redraws the curve at most once a second. In JupyterLab it moves. Under
-# papermill one picture appears at the end (`JPY_SESSION_NAME` tells which it is). `Throughput` is for the section
-# after.
+# `GenerationSamples` continues the same prompts at every evaluation, always with the likeliest token: no random number
+# is drawn, so the run is the same without it. `LivePlot` redraws the curve at most once a second. In JupyterLab it
+# moves; where a program runs the notebook, one picture appears at the end. `Throughput` is for the next section.
 
 # %%
 from course_utils.training.callbacks import GenerationSamples, LivePlot, Throughput
@@ -665,7 +665,7 @@ writing = quiet_trainer(
 result = writing.train()
 
 # %% [markdown]
-# The curve falls smoothly. And the samples?
+# And the samples?
 
 # %% tags=["nbval-ignore-output"]
 right = "right", [roman.roman(number) for number in numbers]
@@ -693,8 +693,8 @@ rare = sum(int(text.split("=")[0]) < 100 for text in written) / len(written)
 print(f"numbers below 100: {rare:.1%} of the training rows")
 
 # %% [markdown]
-# The curve hides it, the samples show it: much is still wrong, and short numbers more often than long ones. They are
-# few, so their loss hardly moves the mean. Give them more rows, or a metric of their own.
+# The samples show what the curve hides: much is still wrong, short numbers more often than long ones. They are few, so
+# their loss hardly moves the mean. Give them more rows, or a metric of their own.
 
 # %% [markdown]
 # ## Deeper: throughput and MFU
@@ -712,11 +712,11 @@ teach.claim("steps x rows x mean length, within 5 %", off < 0.05, when=max_steps
 
 # %% [markdown]
 # *MFU* (model FLOPs utilisation) relates that to the hardware: the floating-point operations that the model needs for
-# these tokens, over what the device could do at its peak. Training takes $6N + 12 L H Q T$ per token (Chowdhery et al.
-# 2022, PaLM, appendix B): $N$ weights in matrix multiplications, each used once forward and twice backward, two
-# operations each; and attention over $T$ tokens, in $L$ layers of $H$ heads of width $Q$. (A causal model needs half of
-# the attention; a kernel that computes the whole square, as here, counts it all.) Is the formula right? torch can count
-# operator by operator:
+# these tokens, over what the device could do at its peak. Training takes $6N + 12 L H Q T$ per token ([Chowdhery et al.
+# 2022](https://arxiv.org/abs/2204.02311), PaLM, appendix B): $N$ weights in matrix multiplications, each used once
+# forward and twice backward, two operations each; and attention over $T$ tokens, in $L$ layers of $H$ heads of width
+# $Q$. (A causal model needs half of the attention; a kernel that computes the whole square, as here, counts it all.) Is
+# the formula right? torch can count operator by operator:
 
 # %%
 from course_utils.models.configs import shape_of_config
@@ -875,8 +875,7 @@ teach.claim("with a class each the saved states are the true ones", true)
 # %% [markdown]
 # ## What goes wrong
 #
-# Six silent bugs. Two are planted here, in callbacks that should save, or stop, at the right moment; the others were
-# measured above, and the table lists all.
+# Six silent bugs: two are planted here, four were measured above.
 #
 # ### 1 · Comparing with a best value that is already the new one
 
@@ -932,14 +931,15 @@ teach.claim("the copy that nobody returns stops nothing", made == [4, 2])
 # ### 3 · Waiting for the GPU at every step
 #
 # A GPU works through a queue while Python runs ahead. `.item()`, `float(tensor)` and `if tensor:` make Python wait
-# until the queue is empty. A callback that reads every parameter's norm at every step does it once per parameter.
-# `GradientWatch` with "record" or "stop" keeps the norms as tensors and reads them in `on_log`, where the Trainer waits
-# anyway; "skip" decides at every step and pays one wait for it. "Deeper: count the waits" counts them.
+# until the queue is empty. A callback that reads every parameter's norm at every step waits once per parameter.
+# `GradientWatch` with "record" or "stop" reads its norms in `on_log`, where the Trainer waits anyway; "skip" waits once
+# a step. "Deeper: count the waits" counts them.
 #
 # ### 4 · A stop on rank 0 only
 #
-# `is_world_process_zero` is right for printing and wrong for stopping: every event fires on every process of a run, the
-# metrics are the same on all, and each must take the same decision. "Deeper: two processes" measures what happens else.
+# `is_world_process_zero` (is this rank 0, the first process?) is right for printing and wrong for stopping: every event
+# fires on every process of a run, with the same metrics, and each must take the same decision. "Deeper: two processes"
+# measures what happens otherwise.
 #
 # | bug | what you see | what catches it |
 # |---|---|---|
@@ -952,8 +952,8 @@ teach.claim("the copy that nobody returns stops nothing", made == [4, 2])
 #
 # ### Exercise 05.5 · Three bugs in one callback (debug)
 #
-# It should end the run, on every process, as soon as an evaluation reports `eval_macro_f1` of at least `target`. It
-# contains three of this lesson's bugs. Copy it into the second cell and repair it.
+# This callback should end the run, on every process, as soon as an evaluation reports `eval_macro_f1` of at least
+# `target`. It contains three of this lesson's bugs. Copy it into the second cell and repair it.
 
 
 # %%
@@ -993,11 +993,10 @@ teach.check("05.5", StopAtTarget)
 #
 # ### Exercise 05.6 · A guard that survives a resume (write)
 #
-# All of the lesson in one callback. `SpikeGuard(limit, factor)` reads the training loss where it is logged
-# (`logs["loss"]`; not every log has one). A *spike* is a loss above `factor` times the lowest loss logged before it, or
-# NaN. Count the spikes in `self.spikes`; at the `limit`-th, end the run, on every process. A spike is never the lowest
-# loss; the first loss is no spike unless it is NaN. After a resume with restored states it must go on as if nothing
-# had happened.
+# `SpikeGuard(limit, factor)` reads the training loss where it is logged (`logs["loss"]`; not every log has one). A
+# *spike* is a loss above `factor` times the lowest loss logged before it, or NaN. Count the spikes in `self.spikes`; at
+# the `limit`-th, end the run, on every process. A spike is never the lowest loss; the first loss is no spike unless it
+# is NaN. After a resume with restored states it must go on as if nothing had happened.
 
 # %%
 from transformers.trainer_callback import ExportableState
@@ -1025,7 +1024,7 @@ teach.check("05.6", SpikeGuard)
 # - `logging_nan_inf_filter=True` hides a NaN. Look at the gradients, and read them at logs, not at steps.
 # - On several processes steer on all ranks, write on rank 0.
 #
-# > **You may see** `on_step_end(..., tokenizer=...)`: the argument is now `processing_class`. And early stopping with
+# > **You may see** `on_step_end(..., tokenizer=...)`: the argument is now `processing_class`. And
 # > `evaluation_strategy=`: now `eval_strategy=`.
 #
 # ## Quiz

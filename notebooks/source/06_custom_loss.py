@@ -13,15 +13,15 @@
 # %% [markdown]
 # # 06 · Custom losses: compute_loss and training_step
 #
-# The loss says what you want. Changing it is easy. Changing it so that it means the same with four micro-batches and on
-# two processes is where custom losses break, without an error. This lesson builds six losses besides cross-entropy,
-# gives them to the Trainer in two ways, and measures who divides by what.
+# The loss says what you want. Changing it is easy; but with four micro-batches or on two processes a custom loss may
+# mean something else, without an error. This lesson builds six losses besides cross-entropy, gives them to the Trainer
+# in two ways, and measures who divides by what.
 #
 # **You will be able to**
 # - give the Trainer any loss, as a `compute_loss_func` or by overriding `compute_loss`;
 # - say for each way who divides the loss, and prove that accumulated equals full batch, on one process and on two;
 # - choose and weigh losses for rare classes, for soft targets, for tokens that matter more, and for several parts;
-# - tell from a measurement, not from a paper, whether a loss helps.
+# - tell from a measurement whether a loss helps.
 #
 # **Minutes:** {minutes} · **Prerequisites:** lessons 01 (the loop, accumulation) and 03 (the Trainer's step).
 
@@ -38,8 +38,8 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # %% [markdown]
 # ## 1 · What a loss can change
 #
-# The task is lesson 01's: which library does a documentation sentence come from? Nobody balanced its classes. The
-# largest has thirty times as many rows as the smallest.
+# The task is lesson 01's: which library does a documentation sentence come from? The largest class has nearly thirty
+# times as many rows as the smallest.
 
 # %%
 import torch
@@ -57,7 +57,7 @@ for text in own_sentences()[9:11]:  # two rows as an example, our own
 
 # %% [markdown]
 # To compare many losses we need a model that trains in a second: a **bag of embeddings**, the mean of a sentence's
-# token vectors with two small layers on top. `padded` makes one large batch of each split.
+# token vectors, then two small layers. `padded` makes one large batch of each split.
 
 # %%
 from course_utils.lessons.lesson_06.bag_runs import logits_of, padded, scores, train_bag
@@ -71,8 +71,8 @@ print("train:", tuple(splits["train"]["input_ids"].shape))
 teach.show_source(train_bag)
 
 # %% [markdown]
-# `train` is lesson 01's loop, which lesson 03 showed to be the Trainer's, bit for bit. Two runs with the same seed, so
-# the same first weights and order of rows; only the loss differs.
+# `train` is lesson 01's loop, which lesson 03 showed to be the Trainer's, bit for bit. Two runs with one seed, so the
+# same first weights and order of rows. Only the loss differs: in the second rare classes weigh more (section 4).
 
 # %%
 from course_utils.lessons.lesson_06 import figures
@@ -106,12 +106,12 @@ teach.claim("cross-entropy finds < 15 % of the rarest", before < 0.15, when=full
 teach.claim("class weights find at least twice as many", after > 2 * before, when=full)
 
 # %% [markdown]
-# That is the end result, with its price: `accelerate` stays at 0 with both losses, and `pandas` loses most, about 0.11.
+# The price: `pandas` loses most, about 0.11. `accelerate` stays at 0 with both losses.
 #
 # ## 2 · Three places for a loss
 #
-# One micro-batch on its way from rows to a gradient; logits have the shape `(B, C)`, B rows and C classes. k is the
-# number of micro-batches in an optimizer step, n the number of processes. The three places are called **doors** below.
+# One micro-batch on its way from rows to a gradient: B rows, C classes, k micro-batches in an optimizer step, n
+# processes. The places are called **doors** below.
 
 # %%
 teach.show(figures.flow())
@@ -119,9 +119,9 @@ teach.show(figures.flow())
 # %% [markdown]
 # 1. **The model's own loss**, which `model(**batch)` returns.
 # 2. **`Trainer(compute_loss_func=...)`**: a function of the model's outputs, the labels and `num_items_in_batch`. Take
-#    it where logits and labels are all you need.
-# 3. **Overriding `compute_loss`**: you call the model yourself and see the whole batch. Take it for a teacher, or for
-#    weights that come with the rows.
+#    it where these are enough.
+# 3. **Overriding `compute_loss`**: you call the model yourself and see the whole batch. Take it for a second model, or
+#    for weights that come with the rows.
 #
 # A loss in this course is a *pure function*: logits `(..., C)`, labels `(...)` and a divisor go in, one number comes
 # out. `for_trainer` puts it into the form that door 2 wants.
@@ -132,25 +132,25 @@ teach.show_source(losses.divide)
 teach.show_source(for_trainer)
 
 # %% [markdown]
-# `divide` is what this lesson is about. With `num_items_in_batch=None` it takes the micro-batch's own targets, so a
-# mean comes out, and means do not add up. A label of -100 has loss 0 in the sum and does not count in the divisor.
+# Without `num_items_in_batch`, `divide` counts the micro-batch's own targets: that gives a mean, and means do not add
+# up. A label of -100 adds 0 to the sum and does not count in the divisor.
 #
-# `training_step` stands around it: it moves the batch to the device, calls `compute_loss`, **may divide the result**,
-# and calls `backward`. The last section overrides it. The diagram's red boxes are what goes wrong silently.
+# `training_step` moves the batch to the device, calls `compute_loss`, **may divide the result**, and calls `backward`.
+# The diagram's red boxes go wrong silently.
 #
 # ## 3 · Who divides?
 #
 # Lesson 01's rule: the loss of an optimizer step is the mean over **all targets of the window**, however it is cut into
 # micro-batches. So each micro-batch contributes its *sum* divided by the window's count. That count is
-# `num_items_in_batch`: the Trainer takes the step's micro-batches out of the loader, counts labels other than -100, and
-# adds the counts of all processes (`average_tokens_across_devices=True`, the default).
+# `num_items_in_batch`: the labels other than -100 in all micro-batches of the step, on all processes
+# (`average_tokens_across_devices=True`, the default).
 
 # %%
 teach.show(figures.window((4, 1, 2)))
 
 # %% [markdown]
-# One optimizer step on the same 16 rows, at once or in k micro-batches; loss and gradient are compared with the full
-# batch's, computed in plain PyTorch. Here is what most examples on the web show:
+# We compare one optimizer step on 16 rows, in k micro-batches, with the full batch in plain PyTorch. First the usual
+# override:
 
 # %%
 from torch.nn import functional as F
@@ -165,10 +165,10 @@ class MeanLoss(Trainer):
 
 
 # %% [markdown]
-# Nearly all models of transformers take `**kwargs` in `forward`. The Trainer reads that signature, concludes that the
-# loss is divided by `num_items_in_batch` already, does not divide by k, and never asks your override. `DeafModel` is a
-# bag that takes `**kwargs` and ignores them, as ModernBERT's classifier does (lesson 03). A `Way` names a model, a
-# Trainer class and a loss function; `compare` makes one step with it; `survey`, further down, does so for eleven ways.
+# Nearly all models of transformers take `**kwargs` in `forward`. From that signature the Trainer concludes that the
+# loss is divided by `num_items_in_batch` already, and does not divide by k, whatever your override does. `DeafModel` is
+# a bag that takes `**kwargs` and ignores them, as ModernBERT's classifier does (lesson 03). A `Way` names a model, a
+# Trainer class and a loss function; `compare` makes one step with it.
 
 # %%
 from course_utils.lessons.lesson_06 import who_divides
@@ -193,18 +193,18 @@ off = max(abs(factor - 1) for factor in exact)
 teach.claim("sum / num_items is the full batch's within 1e-6", off < 1e-6)
 
 # %% [markdown]
-# The third line is a cure, taken twice. A class attribute tells the Trainer what your override returns:
-# `loss_is_scaled_for_ga = False` means "a micro-batch's mean: divide it by k". Whoever also writes
-# `loss / self.args.gradient_accumulation_steps` divides twice, and the loss **falls** with k: it looks like progress.
+# The cure is a class attribute (ga: gradient accumulation): `loss_is_scaled_for_ga = False` says that your override
+# returns a micro-batch's mean, to be divided by k. The third line's class also writes
+# `loss / self.args.gradient_accumulation_steps`. It divides twice, and the loss **falls** with k: it looks like
+# progress.
 #
 # ### All ways, on one process and on two
 #
 # With n processes there is one more division: `DistributedDataParallel` (DDP) *averages* the gradients. That is right
-# for means, and a factor n too small for a sum that was divided by everybody's count. So the Trainer multiplies by n
-# where it trusts the loss to be divided by everybody's count: at door 2, and at door 1 if the model has `**kwargs`. At
-# door 3 you multiply, or nobody does. `average_tokens_across_devices=False` switches both off: each process counts its
-# own labels only, and the Trainer never multiplies. `run_ranks` starts two real processes, which run the same
-# measurement, and six losses through doors 2 and 3.
+# for means; a sum over the count of all processes comes out n times too small. So the Trainer multiplies by n where it
+# expects such a sum: at door 2, and at door 1 if the model has `**kwargs`. At door 3 you multiply, or nobody does. With
+# `average_tokens_across_devices=False` each process counts its own labels only, and the Trainer never multiplies.
+# `survey` measures eleven ways; with `run_ranks` two real processes do so too, and try six losses.
 
 # %%
 from course_utils.lessons.lesson_06.who_divides import on_ranks, survey
@@ -218,15 +218,15 @@ columns = ["1 process, k = 4", "2 processes, k = 1", "2 processes, k = 2"]
 teach.show(figures.divided(factors, columns))
 
 # %% [markdown]
-# The numbers are factors on the full batch's gradient.
+# Factors on the full batch's gradient:
 #
 # - **Model.** Without `**kwargs` the Trainer divides by k. With them it trusts the model.
-# - **Function.** It is trusted. It must use its third argument.
-# - **Override.** It depends on the *model's* signature, unless you set `loss_is_scaled_for_ga`: `False` for a mean,
+# - **Function.** It is trusted, and must use its third argument.
+# - **Override.** All depends on the *model's* signature, unless you set `loss_is_scaled_for_ga`: `False` for a mean,
 #   `True` for sum / num_items, which then needs the factor `self.accelerator.num_processes`.
 #
-# One trap has no row: without `**kwargs` in the model, an override gets `num_items_in_batch=None`.
-# `self.model_accepts_loss_kwargs = True` in `__init__` has the labels counted.
+# One trap has no row: without `**kwargs` in the model, an override gets `num_items_in_batch=None`, unless you set
+# `self.model_accepts_loss_kwargs = True` in `__init__`.
 
 # %%
 wrong = [n for n, values in factors.items() if max(abs(x - 1) for x in values) > 1e-3]
@@ -241,8 +241,8 @@ print(f"eval_loss on 2 processes / full batch's: {without:.2f}, with n {times_n:
 teach.claim("eval_loss needs the factor as well", abs(times_n - 1) < 1e-5 < 1 - without)
 
 # %% [markdown]
-# A mean is exact only if all micro-batches have equally many targets. Rows without a label (-100) break that, and no
-# flag repairs it:
+# A mean is exact only if all micro-batches have equally many targets. Rows without a label (-100) break that; no flag
+# repairs it:
 
 # %%
 ragged = survey([4], ragged=True)
@@ -254,7 +254,8 @@ teach.claim("sum / num_items is exact within 1e-6", of_sum < 1e-6)
 
 # %% [markdown]
 # **In evaluation** `num_items_in_batch` counts the labels of one evaluation batch, on all processes, and the Trainer
-# averages the processes' *losses*: the factor n stays. And `eval_loss` is *your* loss, so compare runs by a metric.
+# averages the processes' *losses*: an override needs the factor n here too. And `eval_loss` is *your* loss: compare
+# runs by a metric.
 #
 # ### Exercise 06.1: predict
 #
@@ -287,8 +288,8 @@ teach.check("06.1", prediction)
 #     return (loss, outputs) if return_outputs else loss
 # ```
 #
-# Write it so that it belongs to a class with `loss_is_scaled_for_ga = True` and the labels are counted. `trainer`
-# stands for `self`.
+# Write it for a class with `loss_is_scaled_for_ga = True`, where `num_items_in_batch` is given. `trainer` stands for
+# `self`.
 
 
 # %%
@@ -303,15 +304,15 @@ teach.check("06.2", repaired)
 # %% [markdown]
 # ## 4 · Class weights
 #
-# **Weighted cross-entropy**, $-w_y \log p_y$, lets a rare row count as several. Two usual weights for a class with
-# $n_c$ rows:
+# **Weighted cross-entropy**, $-w_y \log p_y$, lets a rare row count as several. Two usual weights of a class with $n_c$
+# rows:
 #
 # - a power of the frequency, $w_c \propto n_c^{-p}$. With $p = 1$ all classes have the same say;
-# - the **effective number** (Cui et al. 2019): rows overlap, so the n-th adds only $\beta^{n-1}$, and
-#   $w_c \propto (1-\beta)/(1-\beta^{n_c})$. For few rows this is $1/n$, for many it flattens.
+# - the **effective number** ([Cui et al. 2019](https://arxiv.org/abs/1901.05555)): rows overlap, so the n-th adds only
+#   $\beta^{n-1}$, and $w_c \propto (1-\beta)/(1-\beta^{n_c})$. For few rows this is about $1/n$, for many it flattens.
 #
-# Both are scaled so that a training row's mean weight is 1. Otherwise the size of the loss changes as well, and with it
-# what clipping does.
+# Both are scaled so that a training row's mean weight is 1. Otherwise the size of the loss changes, and what clipping
+# does.
 
 # %%
 from course_utils.training.class_weights import effective_number
@@ -328,8 +329,8 @@ means = [(w * share).sum().item() for w in curves.values()]
 teach.claim("a training row's mean weight is 1", max(abs(m - 1) for m in means) < 1e-5)
 
 # %% [markdown]
-# PyTorch divides by the sum of the weights: in a micro-batch with one rare row that row fills the loss; in one of
-# frequent rows the small weights cancel. The parts do not add up:
+# PyTorch divides by the sum of the micro-batch's weights: a single rare row fills the loss, and the parts do not add
+# up:
 
 # %%
 logits, labels = validation_logits[:64], validation_labels[:64]
@@ -347,18 +348,16 @@ teach.claim("sum / num_items: 8 parts equal the whole within 1e-6", ours < 1e-6)
 # %% [markdown]
 # ## 5 · Focal loss
 #
-# Rows that are right still pull: cross-entropy never stops asking for more certainty. **Focal loss** (Lin et al. 2017)
-# fades a row out as the probability $p$ of its right class grows:
+# Cross-entropy goes on pulling at rows that are right. **Focal loss** ([Lin et al.
+# 2017](https://arxiv.org/abs/1708.02002)) fades a row out as the probability $p$ of its right class grows:
 #
 # $$\ell = -(1-p)^\gamma \log p$$
 #
-# For cross-entropy the derivative by the right class's logit $z$ is $p - 1$. With the factor, the product rule and
-# $dp/dz = p(1-p)$ give
+# Its pull on the right class's logit $z$ (the derivative), by the product rule and $dp/dz = p(1-p)$:
 #
 # $$\frac{d\ell}{dz} = (1-p)^\gamma\,\big(\gamma\, p \log p + p - 1\big)$$
 #
-# $\gamma = 0$ is cross-entropy. Below a $p$ of about 0.2 to 0.4, depending on $\gamma$, the pull is *larger* than
-# cross-entropy's; above it fades, for large $p$ like $(1-p)^\gamma$.
+# $\gamma = 0$ is cross-entropy, $p - 1$. For small $p$ the pull is *larger* than that, for large $p$ smaller:
 
 # %%
 from course_utils.training.losses import focal_loss
@@ -374,13 +373,13 @@ off = (z.grad - by_hand).abs().max()
 teach.claim("autograd gives the derived formula within 1e-12", off < 1e-12)
 
 # %% [markdown]
-# Focal loss asks how *wrong* a row is, not how *rare* its class. Rare rows are often wrong, so it reaches them on a
-# detour; mislabelled rows too.
+# Focal loss asks how *wrong* a row is, not how *rare* its class. Rare rows are often wrong, so it reaches them, and
+# mislabelled rows too.
 #
 # ### Exercise 06.3: write
 #
-# Write focal loss of each row, shape `(B,)`: who divides is decided later. `logits` is `(B, C)`, `labels` `(B,)`. A row
-# labelled -100 has loss 0, and a row with $p = 1$ must not give nan.
+# Write focal loss of each row, shape `(B,)`, not divided. `logits` is `(B, C)`, `labels` `(B,)`. A row labelled -100
+# has loss 0, and a row with $p = 1$ must not give nan.
 
 
 # %%
@@ -395,11 +394,12 @@ teach.check("06.3", focal_of_rows)
 # %% [markdown]
 # ## 6 · Label smoothing, and the prior
 #
-# **Label smoothing** (Szegedy et al. 2016) aims at $1-\varepsilon$ for the right class and spreads $\varepsilon$ evenly
-# over all, which limits how certain the model becomes. The Trainer has it as `label_smoothing_factor`. It knows nothing
-# of rare classes: it is our control.
+# **Label smoothing** ([Szegedy et al. 2016](https://arxiv.org/abs/1512.00567)) aims at $1-\varepsilon$ for the right
+# class and spreads $\varepsilon$ evenly over all, which limits how certain the model becomes. The Trainer has it as
+# `label_smoothing_factor`. It knows nothing of rare classes: it is our control.
 #
-# **Logit adjustment** (Menon et al. 2021) goes to the cause. Cross-entropy also teaches the classes' shares, the
+# **Logit adjustment** ([Menon et al. 2021](https://arxiv.org/abs/2007.07314)) goes to the cause. Cross-entropy also
+# teaches the classes' shares, the
 # *prior*. Where two classes overlap, the boundary with the fewest errors lies deep inside the rare one, which has few
 # rows to lose:
 
@@ -407,9 +407,9 @@ teach.check("06.3", focal_of_rows)
 teach.show(figures.boundary())
 
 # %% [markdown]
-# On the scale of logits the two boundaries are the logarithm of the prior apart. So add $\tau \log \pi_c$ to the logits
-# *in training only*: the network need not learn the shares, and without the term its boundary stands where it would
-# with equal classes.
+# In logits, the two boundaries are the logarithm of the shares' ratio apart. So, *in training only*, add
+# $\tau \log \pi_c$ to each logit, where $\pi_c$ is the class's share. The network need not learn the shares; without
+# the term, its boundary is that of equal classes.
 
 # %%
 from course_utils.training.class_weights import log_prior
@@ -421,8 +421,8 @@ teach.show_source(logit_adjusted)
 # %% [markdown]
 # ## 7 · Does it help?
 #
-# Each loss has a setting. It is chosen on **validation**, by macro-F1, with one seed of its own. Then follow five seeds
-# with the chosen setting, on test, once. `rare_recall` is the mean recall of the rarest 30 % of the classes.
+# Each loss has a setting, chosen on **validation** by macro-F1, with one seed of its own. Then five seeds run, and test
+# is used once. `rare_recall` is the mean recall of the rarest 30 % of classes.
 
 
 # %%
@@ -462,10 +462,8 @@ print(chosen)
 teach.claim("every loss has a setting", set(chosen) == set(make))
 
 # %% [markdown]
-# Runs of one seed share first weights and order of rows, and so a part of their luck. The **paired difference** to
-# cross-entropy with the same seed removes that part. Bars are 95 % intervals over five pairs, small dots the pairs.
-# (Student's t: the ends lie 2.8 standard errors from the mean, more than the usual 2, because five pairs tell little
-# about their own spread.)
+# Runs of one seed share a part of their luck. The **paired difference** to cross-entropy with the same seed removes it.
+# Bars are 95 % intervals over five pairs (Student's t), small dots the pairs.
 
 # %%
 from course_utils.training.paired import paired_interval
@@ -508,18 +506,19 @@ these = full and seed == 0  # other seeds: a wider interval
 teach.claim("smoothing raises rare recall by < 0.01, if at all", no_gain, when=these)
 
 # %% [markdown]
-# As it came out, on this data and this model:
+# On this data and this model:
 #
-# - **Class weights** of the chosen strength help most, in macro-F1 and rare-class recall. The effective number pays for
-#   it: its interval in accuracy ends at -1.7 points. The interval of $1/\sqrt n$ holds 0.
-# - **Focal loss** helps, less than weights, on its detour.
-# - **Logit adjustment** raises rare-class recall a little; in macro-F1 its interval holds 0.
-# - **Label smoothing** costs a little rare recall and gains a little accuracy: the control does not help.
+# - **Class weights** of the chosen strength help most, in macro-F1 and rare-class recall. The effective number costs
+#   0.4 to 1.7 points of accuracy; the interval of $1/\sqrt n$ contains 0.
+# - **Focal loss** helps, less than weights.
+# - **Logit adjustment** raises rare-class recall a little; in macro-F1 its interval contains 0.
+# - **Label smoothing** costs a little rare recall and gains a little accuracy.
 #
-# What this does not show: one seed chose the settings; the chosen τ stands at the edge of its grid, a smaller one may
-# be better. The intervals cover seeds only, not the few test rows of the rare classes. The runs are short. Keep the
-# procedure, not the ranking.
-#
+# Limits: one seed chose the settings; the chosen τ stands at the edge of its grid, a smaller one may be better. The
+# intervals cover seeds only, not the few test rows of rare classes; the runs are short. Keep the procedure, not the
+# ranking.
+
+# %% [markdown]
 # ## Deeper: the boundary of a finished model
 #
 # Logit adjustment has a free version. A model trained with cross-entropy has the prior inside its logits, so subtract
@@ -586,7 +585,7 @@ teach.show_source(RelevanceTrainer.get_batch_samples)
 teach.show_source(RelevanceTrainer.compute_loss)
 
 # %% [markdown]
-# A sentence and an untrained language model. The answer gets relevance 1, the filler before it 0.1:
+# An untrained language model reads a sentence. The last two tokens get relevance 1, the filler before them 0.1:
 
 # %%
 from course_utils.models import load_causal_lm
@@ -606,7 +605,7 @@ answer_share = (weighed[-2:].sum() / weighed.sum()).item()
 teach.claim("the two relevant tokens make half of the loss or more", answer_share > 0.5)
 
 # %% [markdown]
-# Rows of different lengths with random relevances, one batch of 16 rows against four of 4:
+# Rows of different lengths, random relevances, one batch of 16 rows against four of 4:
 
 # %%
 from course_utils.lessons.lesson_06.relevance_runs import first_step, relevance_rows
@@ -621,7 +620,7 @@ teach.claim("4 micro-batches equal the full batch within 1e-5", off < 1e-5)
 teach.claim("ten times the relevance changes nothing", louder < 1e-5)
 
 # %% [markdown]
-# Whether it *helps* is not measured here: lesson 14 does, where answers stand among filler.
+# Lesson 14 measures whether it *helps*.
 #
 # ### Exercise 06.5: write
 #
@@ -641,15 +640,16 @@ teach.check("06.5", relevance_loss)
 # %% [markdown]
 # ## 9 · A loss of several parts, each in the log
 #
-# **Distillation** (Hinton et al. 2015) trains a student on a teacher's probabilities: "mostly numpy, a little scipy"
-# says more than a label. The loss has two parts. The hard one is the label's cross-entropy, not softened. The soft one
-# is the distance to the teacher, with both sides' logits divided by a temperature $T$, which evens out probabilities:
+# **Distillation** ([Hinton et al. 2015](https://arxiv.org/abs/1503.02531)) trains a model, the student, on the
+# probabilities of a finished one, the teacher: "mostly numpy, a little scipy" says more than a label. The loss has two
+# parts. The hard one is the label's cross-entropy. The soft one is the distance to the teacher, both sides' logits
+# divided by a temperature $T$, which evens out probabilities:
 #
 # $$T^2 \sum_c q_c \log (q_c / p_c), \qquad q = \mathrm{softmax}(z_{teacher}/T), \quad p = \mathrm{softmax}(z/T)$$
 #
-# The factor $T^2$ undoes that softened gradients are about $1/T^2$ as large. A **multi-task loss** too is a weighted
-# sum, of parts from several heads. Log the parts: a sum that falls can hide a part that rises. `PartsTrainer` takes a
-# function that returns the parts, and its `log` puts each beside `loss`.
+# Softened gradients are about $1/T^2$ as large; the factor $T^2$ makes up for it. A **multi-task loss** too is a
+# weighted sum, with a part for each task. Log the parts: a sum that falls can hide a part that rises. `PartsTrainer`
+# takes a function that returns them; its `log` puts each beside `loss`.
 
 # %%
 from course_utils.training.trainers import PartsTrainer
@@ -696,7 +696,9 @@ teach.claim("every logged loss is the weighted sum of its parts", gap < 1e-3)
 # %% [markdown]
 # ### Deeper: does the teacher help?
 #
-# With and without it, three seeds, the same number of steps, on validation:
+# With and without it, three seeds, the same number of steps, on validation. The interval is Student's t: few pairs tell
+# little about their own spread, so with three it reaches 4.3 standard errors to each side, with section 7's five 2.8,
+# and not the usual 2.
 
 # %%
 gains = {}
@@ -711,12 +713,12 @@ print(f"macro-F1 {gain.value:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:
 teach.claim("no gain that three seeds can tell from 0", gain.low < 0, when=these)
 
 # %% [markdown]
-# Not measurable with three seeds: a gain or a loss of nearly three points would both fit. The teacher is of the
-# student's own kind; a larger one was not tried.
-#
+# Three seeds cannot tell: a gain or a loss of nearly three points would both fit. A larger teacher was not tried.
+
+# %% [markdown]
 # ## 10 · What goes wrong
 #
-# **Weights in another order.** `Counter` lists classes as it meets them, not by number. Right weights, wrong classes:
+# **Weights in another order.** `Counter` lists classes as it meets them, not by number:
 
 # %%
 from collections import Counter
@@ -732,8 +734,8 @@ rightly = [bool(w.argmax() == counts.argmin()) for w in (weights, misplaced)]
 print("the heaviest class is the rarest:", rightly)
 
 # %% [markdown]
-# **Weights of another type.** NumPy makes float64. `F.cross_entropy` refuses it; a product by hand does not, and all
-# that follows is float64. Weights left on the CPU beside a GPU model raise. `w.to(logits)` cures both:
+# **Weights of another type.** `F.cross_entropy` refuses NumPy's float64; a product by hand does not, and all that
+# follows is float64. Weights left on the CPU beside a GPU model raise an error. `w.to(logits)` cures both:
 
 # %%
 numpy_weights = torch.from_numpy(weights.numpy().astype("float64"))
@@ -780,10 +782,10 @@ teach.claim("an override on top of super(): neither of both", nearest > 1e-4)
 #
 # ### Exercise 06.6: a loss that adds up
 #
-# The lesson's objective. `make_loss(counts, gamma)` returns a `compute_loss_func`: focal loss times class weights
-# ($1/n$, mean 1 over the training rows). It leaves out labels of -100, honours `num_items_in_batch`, divides by its own
-# labels when that is None, and stays in float32 for bfloat16 logits. `outputs` is a dictionary with `"logits"`. The
-# checker cuts batches into micro-batches and adds up. Write it without the course's losses.
+# `make_loss(counts, gamma)` returns a `compute_loss_func`: focal loss times class weights ($1/n$, mean 1 over the
+# training rows). It leaves out labels of -100, honours `num_items_in_batch`, divides by its own labels when that is
+# None, and stays in float32 for bfloat16 logits. `outputs` is a dictionary with `"logits"`. Write it without the
+# course's losses.
 
 
 # %%
@@ -798,8 +800,8 @@ teach.check("06.6", make_loss)
 # %% [markdown]
 # ## 11 · What the model says now
 #
-# Sentences of our own, each written for one library, and the probability that each model gives to it. The first two
-# belong to the rarest classes.
+# Sentences of our own, each written for one library, and the probability that section 1's two models give that. The
+# first two belong to the rarest classes.
 
 # %% tags=["nbval-ignore-output"]
 examples = [
@@ -921,18 +923,17 @@ teach.claim("with it the second pass has a larger loss", moved["loss"] > 1)
 #
 # <details><summary>Answer</summary>
 #
-# Loss and gradient are four times as large. AdamW hardly notices. Clipping bites more often, the log is four times as
-# high, and SGD would take steps four times as long.
+# Loss and gradient are four times as large. AdamW hardly notices. Clipping bites more often, the log shows it, and
+# SGD's steps would be four times as long.
 #
 # </details>
 
 # %% [markdown]
-# **2.** Why does `RelevanceTrainer` not divide by `num_items_in_batch` as it finds it?
+# **2.** Why does `RelevanceTrainer` replace `num_items_in_batch`?
 #
 # <details><summary>Answer</summary>
 #
-# That counts labels. With a mean relevance of 0.2 the gradient would be a fifth of what it should be, and clipping
-# would notice.
+# That counts labels. With a mean relevance of 0.2 the gradient would be a fifth of what it should be.
 #
 # </details>
 

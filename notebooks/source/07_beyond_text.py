@@ -13,17 +13,17 @@
 # %% [markdown]
 # # 07 · Beyond text: any nn.Module, two optimizers, your own operator
 #
-# `Trainer` is known for language models, but nothing in it knows about words. In this lesson it trains two models that
-# no library brings: a classifier of point clouds and a codec that turns images into bytes. Then we write an operator of
-# our own; a Deeper section trains a third model with it, a denoiser. Each needs something that the Trainer does not do
-# by itself.
+# `Trainer` is known for language models, but nothing in it knows about words. Here it trains two models that no library
+# brings: a classifier of point clouds and a codec, which turns images into bytes and back. Then we write an
+# **operator** of our own, a function of tensors that torch knows by name. A Deeper section trains a third model with
+# it, a denoiser.
 #
 # **You will be able to**
 #
 # - say what the Trainer needs of a model, and give it any `nn.Module`;
-# - write a collator for examples of different sizes, and notice when a column never arrives;
+# - write a collator for examples of different sizes, and notice when a column of the data never arrives;
 # - train one model with two losses and two optimizers, save both and resume bit for bit;
-# - write an operator with its own backward, so that autocast and `torch.compile` know it, and prove it right.
+# - write an operator with its own backward, tell autocast and `torch.compile` about it, and prove it right.
 #
 # **Minutes:** {minutes} · **Prerequisites:** lessons 01 (optimizers, checkpoints), 02 (collators), 03 (Trainer).
 
@@ -57,9 +57,8 @@ print("label", row["label"].item(), "points", tuple(row["points"].shape), "first
 print(row["points"][:2].numpy().round(1))
 
 # %% [markdown]
-# The order of the points means nothing: the same cloud in another order is the same cloud. A network that flattens the
-# 64 x 3 numbers would have to learn that from examples. PointNet, the model of this section, has it built in.
-# Here it is finished, trained in a few seconds. The rest of the lesson takes it apart.
+# The order of the points means nothing. A network that flattens the 64 x 3 numbers would have to learn that from
+# examples; **PointNet** has it built in. Here is the end result; section 3 takes it apart.
 
 # %% [markdown]
 # One function trains everything in this lesson. `quiet_trainer` (lesson 03) is `Trainer` without progress bars;
@@ -115,7 +114,7 @@ teach.claim("most of these ten are right", right > 5, when=full)
 # %% [markdown]
 # ## 2 · What the Trainer needs of a model
 #
-# Not a configuration, not a tokenizer, not a base class: a `torch.nn.Module` whose `forward` keeps to this agreement.
+# No configuration, no tokenizer, no base class: a `torch.nn.Module` whose `forward` keeps to this agreement.
 
 # %%
 teach.show(figures.contract())
@@ -129,9 +128,8 @@ teach.show(figures.contract())
 # | looks for `labels` to know whether there is a loss | have `labels`, or you set `label_names` |
 # | `state_dict()` into `model.safetensors` | hold its state in parameters and buffers |
 #
-# A plain dictionary will do; section 3 writes such a model. A `ModelOutput`, which every model of transformers
-# returns, is a dictionary with attributes: `output.loss` and `output["loss"]` both work, and entries that are `None`
-# do not count.
+# A plain dictionary will do, as in section 3. A `ModelOutput`, which every model of transformers returns, is a
+# dictionary with attributes: `output.loss` and `output["loss"]` both work. Entries that are `None` are not listed:
 
 # %%
 output = PointNet()(torch.randn(2, 64, 3))
@@ -165,8 +163,9 @@ for options in ({}, {"label_names": ["points"]}):
 #
 # $$f(\{x_1, \dots, x_n\}) = g\big(\max_i\, h(x_i)\big)$$
 #
-# The same small network $h$ sees every point alone; the maximum over the points, taken for each of the 128 numbers
-# separately, makes one row of the whole cloud; a classifier $g$ reads that row (Qi et al. 2017).
+# The same small network $h$ turns each point alone into 128 numbers. The maximum over the points, of each number
+# separately, is one row for the whole cloud. A classifier $g$ reads that row ([Qi et al.
+# 2017](https://arxiv.org/abs/1612.00593)).
 
 # %%
 teach.show(figures.architecture())
@@ -198,8 +197,7 @@ class TinyPointNet(torch.nn.Module):
 
 
 # %% [markdown]
-# `course_utils.models.point_net.PointNet` is this class with a mask, which section 4 needs. Same weights, same logits,
-# and no order of the points can change them:
+# `course_utils.models.point_net.PointNet` is this class with a mask, which section 4 needs. With the same weights:
 
 # %%
 tiny, imported = TinyPointNet(), PointNet()
@@ -232,8 +230,8 @@ teach.show(figures.pooling(scores))
 teach.claim("the worst maximum beats the best mean", worst > best, when=full)
 
 # %% [markdown]
-# A likely reason, not measured here: in a mean each of 64 points contributes a sixty-fourth, while a maximum can say
-# "somewhere there is a point like this".
+# A likely reason, not measured here: in a mean each point counts for a sixty-fourth, while a maximum can say "somewhere
+# there is a point like this".
 #
 # ### Exercise 07.1 · Predict
 #
@@ -254,13 +252,12 @@ teach.check("07.1", prediction)
 # %% [markdown]
 # Stuck here or later: `teach.show_hint("07.1")`, then `teach.show_hint("07.1", 2)`, then `teach.show_solution("07.1")`.
 #
-# The paper calls the points that gave a maximum **critical points**. `model.features(points)` returns the row and, for
-# each of its numbers, the index of the point it came from. Section 9 draws them.
+# The paper calls the points that gave a maximum **critical points**. Section 9 draws them.
 #
 # ## 4 · Clouds of different sizes, and a column that never arrives
 #
-# A sensor does not return 64 points each time, and it reports them in its own frame. `record_clouds` makes our clouds
-# like that: a random number of points, moved to a random place, and a column `origin` that says where that is.
+# A sensor does not return 64 points each time, and it measures from where it stands. `record_clouds` makes our clouds
+# like that: a random number of points, moved to a random place, which the column `origin` holds.
 
 # %%
 from course_utils.data.clouds import CloudCollator, record_clouds
@@ -273,8 +270,8 @@ for row in list(recorded["train"])[:3]:
     print(tuple(row["points"].shape), "origin", row["origin"].numpy().round(1))
 
 # %% [markdown]
-# A batch is one tensor, so small clouds are padded with zeros. Zeros are a place like any other, in the middle of the
-# image. A **mask** says which points are real, and PointNet sets the others to minus infinity before the maximum.
+# A batch is one tensor, so small clouds are padded with zeros. But a zero is a place like any other, in the middle of
+# the image. A **mask** says which points are real, and PointNet sets the others to minus infinity before the maximum.
 #
 # ### Exercise 07.2 · Write the collator
 #
@@ -310,8 +307,8 @@ teach.claim("the default loses over 30 points of accuracy", lost > 0.3, when=ful
 
 # %% [markdown]
 # No error, no warning. The Trainer drops every column that the model's `forward` does not name, *before* the collator,
-# and `origin` is such a column: only the collator uses it. The cure is `remove_unused_columns=False`. The check takes a
-# second and belongs in front of every run with a collator of your own: look at what the collator really receives.
+# and only the collator uses `origin`. The cure is `remove_unused_columns=False`. The check belongs before every run
+# with a collator of your own: look at what it receives.
 
 # %%
 for name, run in ragged_runs.items():
@@ -321,26 +318,26 @@ for name, run in ragged_runs.items():
 # %% [markdown]
 # ## 5 · Two losses: a codec for images
 #
-# The second model writes an image as few bits as it can and reads it back. An **encoder** turns 8 x 8 pixels into a
-# **latent** of 8 x 2 x 2 numbers, which are rounded to whole numbers; a **decoder** makes an image of them. Two things
+# The second model writes an image in as few bits as it can and reads it back. An **encoder** turns 8 x 8 pixels into a
+# **latent**: 8 channels of 2 x 2 numbers, rounded to whole numbers. A **decoder** makes an image of them. Two things
 # count: the **rate**, bits per pixel, and the **distortion**, the mean squared error. The loss weighs them:
 #
 # $$\text{loss} = \text{rate} + \lambda \cdot \text{distortion}$$
 #
-# How many bits does a whole number cost? $-\log_2 p$ if it has probability $p$, and an entropy coder really gets
-# there. So the model learns a distribution of each channel, and the rate is what that distribution says. Rounding has
-# no useful gradient; in training, noise between $-\frac12$ and $\frac12$ stands in for it (Balle et al. 2017).
+# A whole number of probability $p$ costs $-\log_2 p$ bits. An **entropy coder**, which writes likely numbers with fewer
+# bits, comes close to that. So the model learns a distribution of each channel, and the rate is what it says. Rounding
+# has no useful gradient; in training, noise between $-\frac12$ and $\frac12$ stands in for it ([Balle et al.
+# 2017](https://arxiv.org/abs/1611.01704)).
 
 # %%
 teach.show(figures.two_optimizers())
 
 # %% [markdown]
-# A coder needs a *table* per channel: the whole numbers that can occur, each with its probability. Where does the table
-# end? At the **quantiles**, three a channel, shape (8, 1, 3): lowest, median, highest. Between the outer two lie all
-# but a billionth of the distribution; rounding is centred at the median. The main loss never uses the table, so it has
-# no gradient for the quantiles. They get a loss of their own, the **auxiliary loss**: $|F(q) - \text{target}|$, where
-# $F$ is the logit of the cumulative distribution, held fixed, and the target is the logit of the share that must lie
-# below: half a billionth, one half, all but half a billionth.
+# A coder needs a *table* per channel: the whole numbers, or **symbols**, that can occur, each with its probability. It
+# ends at the **quantiles**, three a channel: lowest, median, highest. Between the outer two lies all but a billionth of
+# the distribution; rounding is centred at the median. The main loss never uses the table, so it has no gradient for the
+# quantiles. They get a loss of their own, the **auxiliary loss**: how far each stands from where the distribution, held
+# fixed, has it.
 
 # %%
 from course_utils.data.digits import digit_splits
@@ -354,8 +351,7 @@ output = codec(images["train"][:64])
 print({name: tuple(value.shape) for name, value in output.items()})
 
 # %% [markdown]
-# Which loss reaches which parameter? Not to be believed but looked at: after `backward`, whoever has a gradient was
-# reached.
+# Which loss reaches which parameter? After `backward`, those that have a gradient were reached.
 
 
 # %%
@@ -373,9 +369,9 @@ everything = {name for name, _ in codec.named_parameters()}
 teach.claim("the main loss reaches everything else", by_main == everything - by_aux)
 
 # %% [markdown]
-# Two methods of the Trainer make two optimizers. `create_optimizer` collects every parameter that requires a gradient,
-# so we hide the quantiles from it for a moment. `training_step` does forward and backward of one micro-batch; after the
-# last one of a window, where `sync_gradients` is true (lesson 03's accumulation), we add the auxiliary step.
+# Two methods of the Trainer change. `create_optimizer` collects every parameter that requires a gradient, so we hide
+# the quantiles from it for a moment. `training_step` does forward and backward of one micro-batch; after the last one
+# of a window, where `sync_gradients` is true (lesson 03's accumulation), we add the auxiliary step.
 
 # %%
 from transformers import Trainer
@@ -401,10 +397,10 @@ class TwoOptimizers(Trainer):
 
 
 # %% [markdown]
-# The quantiles' learning rate is constant and large while AdamW's follows a schedule to zero: they must follow the
-# distribution to the end. For *this* model one optimizer with two parameter groups and the sum of both losses could do
-# nearly the same, since the two gradients never meet. One thing would differ: the Trainer clips by the joint norm of
-# all gradients (lesson 01), so large ones of the quantiles would shorten the others' steps.
+# The quantiles' learning rate is large and constant, while AdamW's falls to zero: they must follow the distribution to
+# the end. For *this* model one optimizer with two parameter groups and the sum of both losses could do nearly the same,
+# since no parameter gets both gradients. But the Trainer clips by the joint norm (lesson 01), so large gradients of the
+# quantiles would shorten the others' steps.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -436,7 +432,8 @@ teach.claim("a larger lambda buys quality with bits", rising, when=full)
 # ### The bits are real
 #
 # The rate so far is an estimate. `compress` rounds, looks each symbol up in its channel's table and writes bytes with a
-# range coder in pure Python; `decompress` reads them. A symbol beyond its table's ends is clamped to the nearest end.
+# **range coder**, an entropy coder; `decompress` reads them. A symbol beyond its table's ends is clamped to the nearest
+# end.
 
 # %% tags=["nbval-ignore-output"]
 pictures = {}
@@ -467,8 +464,8 @@ better = curve[0][0] < bits and curve[0][1] > psnr
 teach.claim("the codec: fewer bits and better than 2 levels", better, when=full)
 
 # %% [markdown]
-# With few bits the learned codec is far ahead; with more, grey levels come up to it. Read the curve with care: one seed
-# a point, and what the decoder needs besides, its weights and tables, is not counted in the bits.
+# With few bits the learned codec is far ahead; with more, grey levels catch up. Each point is one seed, and the bits do
+# not count what the decoder needs besides: its weights and tables.
 
 # %% tags=["nbval-ignore-output"]
 teach.show(figures.before_after(test[:12], pictures))
@@ -480,7 +477,7 @@ teach.claim("more bits, less error in the decoded images", better, when=full)
 # ### Goes wrong: one optimizer silently owns everything
 #
 # Train the same codec with a plain `Trainer`. AdamW owns the quantiles, but no gradient ever reaches them, and an
-# optimizer skips a parameter without one. The loss is as good as before.
+# optimizer skips a parameter without one.
 
 # %% tags=["nbval-ignore-output"]
 plain = fit(partial(Codec, 100.0), pixel_rows, **for_codec).model.eval()
@@ -500,9 +497,9 @@ smaller = len(plain.compress(test)) < len(two.compress(test))
 teach.claim("clamped symbols make a smaller file", smaller, when=full)
 
 # %% [markdown]
-# Symbols outside the table are clamped to its edge, so the file is small and the images are ruined. No training curve
-# shows it, because the loss uses the distribution and never the table. Two checks do: ask whether every parameter that
-# requires a gradient has moved, as the first claim above does; and decode real bytes before you believe a rate.
+# Clamping makes the file small and ruins the images. No training curve shows it: the loss never uses the table. Two
+# checks do: ask whether every parameter that requires a gradient has moved, as the first claim above does; and decode
+# real bytes before you believe a rate.
 #
 # ### Exercise 07.3 · Split the parameters
 #
@@ -523,8 +520,9 @@ teach.check("07.3", split)
 # %% [markdown]
 # ## 6 · A checkpoint with both optimizers
 #
-# The Trainer saves *its* optimizer. Ours has moments too, and without them a resumed run is another run. Two more
-# methods. They begin with an underscore, so a new version may rename them: the claim below would notice.
+# The Trainer saves *its* optimizer. Ours has moments too; without them a resumed run is another run. Two more methods
+# save and load them. Their names begin with an underscore, so a new version may rename them: the claim below would
+# notice.
 
 
 # %%
@@ -541,7 +539,7 @@ class Resumable(TwoOptimizers):
 
 
 # %% [markdown]
-# Forty steps in one go, against twenty, a new process's worth of objects, and twenty more.
+# Forty steps in one go, against twenty and, with all objects new, twenty more:
 
 
 # %%
@@ -564,8 +562,7 @@ print("without the second optimizer's state these differ:", forgetful)
 teach.claim("with it the resumed run equals the whole one, bit for bit", resumed == [])
 
 # %% [markdown]
-# `course_utils.training.two_optimizers.TwoOptimizersTrainer` is `Resumable` with the general split. It gives the same
-# weights:
+# `course_utils.training.two_optimizers.TwoOptimizersTrainer` is `Resumable` with the general split of exercise 07.3:
 
 # %%
 from course_utils.training.two_optimizers import TwoOptimizersTrainer
@@ -576,20 +573,20 @@ teach.claim("by hand = imported, bit for bit", imported == [])
 # %% [markdown]
 # ## 7 · An operator of your own
 #
-# The third model removes noise. Written as cosine waves, a digit is a few large numbers, and noise is many small
-# ones. The **soft threshold** sets small numbers to zero and moves the others towards zero by the threshold $t$
-# (Donoho 1995):
+# Our operator removes noise. Written as a sum of cosine waves, a digit is a few large numbers, and noise is many small
+# ones. The **soft threshold** sets small numbers to zero and moves the others towards zero by the threshold $t$ (Donoho
+# 1995):
 #
 # $$S(x, t) = \operatorname{sign}(x)\,\max(|x| - t,\ 0)$$
 #
-# torch has it for a constant $t$. We want to learn one $t$ per wave. Autograd could differentiate the formula; we write
-# the **backward** ourselves, as you must for anything that autograd cannot see into: a call into C++, a GPU kernel, a
-# rule with a better gradient than the true one.
+# torch's `softshrink` has a constant $t$; we want to learn one per wave. Autograd could differentiate the formula. We
+# write the **backward** ourselves, as you must where autograd cannot see inside (C++, a GPU kernel) or where another
+# gradient trains better than the true one.
 #
-# Outside, $S = x - t \operatorname{sign}(x)$. So by $x$ the derivative is 1, by $t$ it is $-\operatorname{sign}(x)$;
-# inside both are 0. Backward gets the gradient of the output, `grad`, multiplies (the chain rule) and returns one
-# gradient per input, each of its input's shape. A threshold shared by many elements gets the *sum* over them:
-# `sum_to_size` sums until the wanted shape is left.
+# Where $|x| > t$, $S = x - t \operatorname{sign}(x)$: its derivative by $x$ is 1, by $t$ it is
+# $-\operatorname{sign}(x)$. Elsewhere both are 0. Backward gets the gradient of the output, `grad`, multiplies (the
+# chain rule) and returns one gradient per input, of that input's shape. A threshold shared by many elements gets the
+# *sum* over them: `sum_to_size` sums until the wanted shape is left.
 
 
 # %%
@@ -626,11 +623,10 @@ teach.claim("gradcheck passes", torch.autograd.gradcheck(SoftThreshold.apply, in
 # %% [markdown]
 # ### The same, known to torch by name
 #
-# `autograd.Function` is Python wrapped around Python. `torch.library.custom_op` registers an operator: it gets a name
-# and a signature, and the rest of torch can be told about it. `torch.compile` wants a **fake**: which shape and type
-# come out, without computing. Autograd wants the backward, and `setup_context`, which keeps what backward needs.
-# Autocast, lesson 03's mixed precision, wants a rule: the type to compute in. `mutates_args=()` promises that no input
-# is changed in place.
+# `torch.library.custom_op` registers an operator: it gets a name and a signature, and the rest of torch can be told
+# about it. `torch.compile` wants a **fake**: which shape and type come out, without computing. Autograd wants the
+# backward, and `setup_context`, which keeps what backward needs. Autocast, lesson 03's mixed precision, wants a rule:
+# the type to compute in. `mutates_args=()` promises that no input is changed in place.
 
 # %%
 from torch import Tensor
@@ -723,9 +719,9 @@ teach.check("07.4", backward)
 # %% [markdown]
 # <details><summary>What a leak changes for a threshold that is far too large</summary>
 #
-# Every `x` is inside. Without a leak the output is 0 and so are all gradients: nothing learns. With one, `x` gets `leak
-# * grad` and `leak` gets the sum of `x * grad`, so the layers before and `leak` itself go on learning. The threshold
-# still gets 0: it moves again only when some `x` has grown beyond it.
+# Every `x` is inside. Without a leak the output and all gradients are 0: nothing learns. With one, `x` gets
+# `leak * grad` and `leak` the sum of `x * grad`, so the layers before and `leak` itself go on learning. The threshold
+# still gets 0 until some `x` has grown beyond it.
 #
 # </details>
 
@@ -771,7 +767,9 @@ teach.show(figures.denoised(test, noisy["test"], denoiser))
 #
 # Each channel's distribution is a tiny network from a number to the logit of "a latent is below it". Made of softplus
 # weights and of $x + a \tanh x$ with $|a| < 1$, it can only rise. The probability of a whole number is the difference
-# of the sigmoid at its two ends.
+# of the sigmoid 0.5 above and 0.5 below it. The auxiliary loss compares logits: $|F(q) - \text{target}|$, where $F$ is
+# this network, held fixed, and the target of a quantile $q$ is the logit of the share that must lie below it: half a
+# billionth, one half, all but half a billionth.
 
 # %%
 from course_utils.models.entropy_bottleneck import EntropyBottleneck
@@ -809,7 +807,8 @@ teach.claim("decoded without a loss", back == message)
 # The decoder needs the same tables, to the last count. They come from floating point numbers: a decoder on another
 # processor may round one of them differently and read nonsense. Real codecs store the tables as whole numbers in the
 # model's file.
-#
+
+# %% [markdown]
 # ## Deeper: the operator in C++
 #
 # An operator in C++ is registered in the same place. `soft_threshold.cpp` includes `ATen/ATen.h` and `torch/library.h`
@@ -839,7 +838,8 @@ teach.claim("it equals the Python version", same)
 # The fake and the backward are registered from Python, as before. A function that C++ exports through pybind, without
 # a registration, would stop `torch.compile(fullgraph=True)`; a registered operator does not. Do not expect speed from
 # this one (not measured here): C++ pays where there is no torch operator for the inner loop.
-#
+
+# %% [markdown]
 # ## Deeper: the operator in CUDA
 #
 # `soft_threshold.cu` holds two kernels behind a C interface: pointers, a size, a stream. `nvcc` compiles it without any
@@ -889,9 +889,9 @@ teach.claim("the kernel equals the Python version within 1e-6", apart < 1e-6, wh
 #
 # ### Exercise 07.5 · Repair a Trainer with two optimizers
 #
-# The objective of this lesson. `Watched` is a small regression with a parameter `levels` that must be trained on
-# `aux_loss` by an optimizer of its own. `BrokenTrainer` means to do that, and three of its four methods are wrong, one
-# of them in two ways. It trains without an error.
+# The objective of this lesson. `Watched` is a small regression whose parameter `levels` must be trained on `aux_loss`
+# by an optimizer of its own. `BrokenTrainer` means to do that, and trains without an error, but three of its four
+# methods are wrong, one of them in two ways.
 
 # %%
 from course_utils.lessons.lesson_07.broken import LEVELS_FILE, BrokenTrainer, Watched
@@ -901,10 +901,9 @@ teach.show_source(BrokenTrainer)
 print("LEVELS_FILE is", LEVELS_FILE)
 
 # %% [markdown]
-# Write the methods anew in a subclass. To reach the Trainer's own method past the broken one, write
+# Repair them in a subclass. To reach the Trainer's own method past the broken one, write
 # `super(BrokenTrainer, self).create_optimizer(model)`. The second optimizer is called `aux_optimizer`. `Path` and
-# the file's name, `LEVELS_FILE`, are imported. The checker looks at owners, counts steps with accumulation, and
-# resumes a run.
+# `LEVELS_FILE` are imported. The checker looks at owners, counts steps with accumulation, and resumes a run.
 
 
 # %%
@@ -918,8 +917,8 @@ teach.check("07.5", Repaired)
 # %% [markdown]
 # ## 9 · What the models do now
 #
-# PointNet on the test clouds, which it meets here for the first time. Large: the critical points, all that the
-# classifier sees.
+# PointNet on the test clouds, for the first time. `features(points)` returns the row and, for each of its numbers, the
+# index of the point that gave it: the critical points, drawn large, are all that the classifier sees.
 
 # %% tags=["nbval-ignore-output"]
 final = point_net.evaluate(rows["test"])["eval_accuracy"]

@@ -15,7 +15,7 @@
 #
 # Lesson 01's loop runs in one process. Training on two GPUs, or on sixty-four, means as many processes, each with its
 # own copy of the program. `accelerate` turns the loop you know into one that runs on any number of them. A handful of
-# lines change. This lesson shows what each of them does, and what happens, without any error, when one is missing.
+# lines change. This lesson shows what each does, and what happens, without any error, when one is missing.
 #
 # **You will be able to**
 #
@@ -40,10 +40,10 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # %% [markdown]
 # ## 1 · Where we are going
 #
-# Some words first. A **rank** is one process of a run and its number, from 0 on. The number of ranks is the **world
-# size**. Every rank executes the same program, from the first line to the last. What makes them one run is what they
-# exchange. In **data parallel** training each rank has a full copy of the model and computes the gradient of its own
-# rows. The ranks then average their gradients (an *all-reduce*), so all take the same step and stay equal.
+# A **rank** is one process of a run and its number, from 0 on. The number of ranks is the **world size**. Every rank
+# executes the same program, from the first line to the last. What makes them one run is what they exchange. In **data
+# parallel** training each rank has a full copy of the model and computes the gradient of its own rows. The ranks then
+# average their gradients (an *all-reduce*), so all take the same step and stay equal.
 
 # %%
 from course_utils.lessons.lesson_08 import figures, task
@@ -54,10 +54,10 @@ teach.show(figures.flow())
 # On a GPU machine each rank has a GPU, and NCCL carries the gradients. Here the ranks are two processes on the CPU and
 # **gloo** carries them. The code is the same.
 #
-# This was run on Linux. A Mac, untried, skips nothing. On Windows use WSL: section 8 needs a signal that Windows lacks.
+# This was run on Linux; a Mac is untried. On Windows use WSL: section 8 needs a signal (SIGUSR1) that Windows lacks.
 #
-# The task is lesson 01's: which library does a sentence come from? Rows look like these sentences, which are this
-# project's own; at the end the trained model says what they remind it of.
+# The task is lesson 01's: which library does a sentence come from? Rows look like these sentences of this project's
+# own; at the end the trained model says what they remind it of.
 
 # %%
 import torch
@@ -76,7 +76,7 @@ print({name: tuple(values.shape) for name, values in batch.items()})
 # ### The loop you know
 #
 # One layer of lesson 01's encoder, so that everything here takes seconds, and no dropout: random masks would differ
-# between one process and two. `order` is a generator of its own for the shuffling.
+# between one process and two. `order` is the shuffling's own generator.
 
 # %%
 from torch import nn
@@ -112,8 +112,7 @@ one = train_by_hand(source, max_steps, batch_size=32, seed=seed)
 #
 # `Accelerator()` finds the other ranks through environment variables that a launcher has set. `prepare` wraps what has
 # to know about several processes. `accelerator.backward` and `clip_grad_norm_` replace two calls; `reduce` averages the
-# ranks' losses for the log.
-# `step_scheduler_with_optimizer=False` is explained in section 4.
+# ranks' losses for the log. Section 4 explains `step_scheduler_with_optimizer=False`.
 #
 # Two helpers are this course's. `expect_ranks` raises when the ranks did not meet, which no launcher tells you: exit
 # code 0 proves nothing. Every distributed run of this lesson calls it. `task.some_weights` returns every 101st weight
@@ -160,11 +159,11 @@ teach.show(figures.difference(train_by_hand, train_with_accelerate))
 # %% [markdown]
 # ### Run it on two ranks
 #
-# A notebook's kernel is one process, and it should stay one. `shared_ranks(2)` starts two more beside it. They wait;
-# calling `ranks(function, ...)` sends them the function, runs it on both and returns what each returned. You can edit
-# any function below and call it again, in a fraction of a second. If one hangs, both are ended and the kernel lives.
+# A notebook's kernel is one process, and should stay one. `shared_ranks(2)` starts two more beside it. They wait;
+# `ranks(function, ...)` runs a function on both and returns what each returned. You can edit any function below and
+# call it again at once. If one hangs, both are ended and the kernel lives.
 #
-# 16 rows on each of two ranks are the 32 rows of the run by hand. So the runs should agree.
+# 16 rows on each of two ranks are the 32 rows of the run by hand, so the runs should agree.
 
 # %%
 from tempfile import TemporaryDirectory
@@ -180,7 +179,7 @@ for name, value in two[0]["ran"].items():
     print(f"{name:17} {value}")
 
 # %% [markdown]
-# What does `expect_ranks` do where the ranks did not meet? This kernel is a process of its own and met nobody:
+# And where the ranks did not meet? This kernel is alone:
 
 # %%
 from course_utils.parallel.accelerated import WrongRanks
@@ -191,7 +190,7 @@ except WrongRanks as error:
     print(error)
 
 # %% [markdown]
-# And do one and two processes agree? `task.farthest` is the largest difference between two rows of numbers.
+# Do one and two processes agree? `task.farthest` is the largest difference between two rows of numbers.
 
 # %%
 apart = task.farthest(one["losses"], two[0]["losses"])
@@ -206,9 +205,8 @@ teach.show(figures.two_runs(one["losses"], two[0]["losses"]))
 
 # %% [markdown]
 # They agree, but not bit for bit. Each rank sums over its 16 rows, and the two results are averaged. That is another
-# order of additions than over 32 rows, and in float32 the order shows in the seventh digit. AdamW can enlarge it: where
-# a gradient is nearly zero, its ratio $m/\sqrt v$ turns a last digit into a step of another size. Hence the bounds
-# above.
+# order of additions than over 32 rows, and in float32 the order shows in the seventh digit. AdamW can enlarge the
+# difference: where a gradient is nearly zero, its ratio $m/\sqrt v$ turns a last digit into a step of another size.
 #
 # ## 2 · What `prepare` does
 #
@@ -268,8 +266,8 @@ teach.show(figures.who_gets_what(dealt, 11))
 teach.claim("by default row 0 is dealt twice", dealt["batches of 2"][1][-1] == [10, 0])
 
 # %% [markdown]
-# Blue cells are rank 0's, orange ones rank 1's. By default `batch_size` is per rank, so the **effective batch** is
-# batch size x ranks x accumulation. With `split_batches=True` it is the total, and each rank gets a slice of it.
+# By default `batch_size` is per rank, so the **effective batch** is batch size x ranks x accumulation. With
+# `split_batches=True` `batch_size` is for all ranks together, and each gets a slice.
 #
 # Ranks must take the same number of steps: the average of gradients waits for all. So an epoch's end is filled up
 # with rows of its beginning (`even_batches=True`). In training a few rows count twice. In evaluation that makes the
@@ -290,10 +288,10 @@ teach.check("08.1", prediction)
 # %% [markdown]
 # ## 3 · What goes wrong: something was not prepared
 #
-# Each of the four can be forgotten, and none of them raises. The function below trains with accumulation and leaves one
-# of them out. `accelerator.accumulate(model)` opens a micro-batch (section 5). Inside it, a prepared optimizer and
-# scheduler skip their step until the window is full. A prepared scheduler then takes one step per rank, so its schedule
-# is built for steps x ranks, as in Accelerate's examples; section 4 says why.
+# Model, optimizer, scheduler, loader: each can be forgotten, and nothing raises. The function below trains with
+# accumulation and leaves one out. `accelerator.accumulate(model)` opens a micro-batch (section 5). Inside it, a
+# prepared optimizer and scheduler skip their step until the window is full. A prepared scheduler then takes one step
+# per rank (section 4), so its schedule is built for steps x ranks, as in Accelerate's examples.
 
 
 # %%
@@ -345,7 +343,7 @@ forgot = {name: three_seeds(train_without, forgotten=name, **run) for name in va
 teach.show(figures.forgotten(forgot))
 
 # %% [markdown]
-# Read it line by line.
+# What was forgotten, and what it did:
 #
 # - **Loader:** both ranks got the same rows. Nothing in the log looks wrong, but the run saw half of the data, and its
 #   second process was of no use: the average of two equal gradients is the gradient of one.
@@ -357,8 +355,8 @@ teach.show(figures.forgotten(forgot))
 #
 # The right panel compares each variant with the complete run of the same seed: the mean of the three differences and
 # its 95 % interval, by `paired_interval` as in lesson 06. Two intervals lie above zero, model and scheduler; the other
-# two hold zero, so three seeds do not decide. In your own run there is no complete run to compare with anyway. The
-# symptoms need none, and three cheap checks find all four.
+# two hold zero, so three seeds do not decide. In practice you have no complete run to compare with. The other panels'
+# symptoms need none.
 
 # %%
 from course_utils.training.paired import paired_interval
@@ -381,7 +379,7 @@ for name in ("model", "scheduler"):
     teach.claim(f"{name} forgotten: a higher loss, three times", above > 0, when=enough)
 
 # %% [markdown]
-# Why is a forgotten optimizer found late? In float32 and without accumulation it is not forgotten at all:
+# A forgotten optimizer is found late. In float32 and without accumulation it makes no difference:
 
 # %%
 once = {"accumulation": 1, "seed": seed, **run}
@@ -431,7 +429,7 @@ teach.check("08.2", fine_tune)
 #
 # A prepared scheduler takes `num_processes` steps at every call. The idea: you planned the schedule for one process,
 # where an epoch has `len(loader)` steps; on two ranks an epoch takes half as many, so each must count twice. If you
-# count in *optimizer steps*, as this course does, the rate is gone halfway. Three ways to write it:
+# count in *optimizer steps*, as this course does, the rate is zero halfway. Three ways to write it:
 
 
 # %%
@@ -475,8 +473,8 @@ teach.claim("counted once per call, it is the one planned", same)
 # ### Exercise 08.3 · vary
 #
 # You change the number of ranks and keep the number of optimizer steps. For which length must the schedule be built so
-# that it ends with the run? `with_optimizer` is `step_scheduler_with_optimizer`, `split` is `split_batches`. Find out
-# what `split_batches=True` does to a schedule: `ranks(rates, length=100, steps=100, split=True)[0]` returns the rates.
+# that it ends with the run? `with_optimizer` is `step_scheduler_with_optimizer`, `split` is `split_batches`.
+# `ranks(rates, length=100, steps=100, split=True)[0]` shows what `split_batches=True` does to the rates.
 
 
 # %%
@@ -540,8 +538,8 @@ teach.claim("weighted by targets the error is below 1e-5", max(exact) < 1e-5)
 #
 # ## 6 · Exact scores
 #
-# Each rank sees its share of the evaluation rows, plus the rows that fill up the end. Four ways to an accuracy, on 19
-# validation rows with the model trained above; what one process says is the truth.
+# Each rank sees its share of the evaluation rows, plus the rows that fill up the end. Four ways to an accuracy on 19
+# validation rows, with the model trained above; one process gives the right one.
 
 
 # %%
@@ -688,7 +686,7 @@ teach.claim("two ranks met", size == 2 and wrapper == "DistributedDataParallel")
 # |---|---|
 # | `accelerate launch --cpu --num_processes 2` | one process |
 # | `torchrun --nproc-per-node 2`, plain `Accelerator()` | two separate runs |
-# | the line above, or `Accelerator(cpu=True)` under torchrun | two ranks |
+# | the command above, or `Accelerator(cpu=True)` under torchrun | two ranks |
 
 # %% [markdown]
 # ### Exercise 08.5 · write
@@ -713,9 +711,9 @@ teach.claim("two ranks met", size == 2 and wrapper == "DistributedDataParallel")
 #     return model, losses
 # ```
 #
-# `accelerator` was made with `gradient_accumulation_steps=2` and `step_scheduler_with_optimizer=False`. Nothing is
-# prepared yet. Return the trained model and the loss of each step over the rows of all ranks. The checker compares with
-# one process at the same effective batch.
+# `accelerator` has `gradient_accumulation_steps=2` and `step_scheduler_with_optimizer=False`. Nothing is prepared yet.
+# Return the trained model and the loss of each step over the rows of all ranks. The checker compares with one process
+# at the same effective batch.
 
 
 # %%
@@ -730,8 +728,8 @@ teach.check("08.5", train_loop)
 # %% [markdown]
 # ## 9 · What the model does now
 #
-# The model that two ranks trained, in this one process. These sentences are this project's own, one for each library
-# that they remind it of.
+# The model that two ranks trained, in this one process. Of this project's sentences, one for each library that they
+# remind it of:
 
 # %% tags=["nbval-ignore-output"]
 trained = task.load_saved(source, seed, saved)
@@ -769,7 +767,7 @@ teach.claim("notebook_launcher refuses once the kernel has an Accelerator", refu
 # ## Deeper: the small tools
 #
 # - **`main_process_first`** lets rank 0 download or tokenise while the others wait; then they read what it left.
-#   **`wait_for_everyone`** is the bare barrier.
+#   **`wait_for_everyone`** only waits until all ranks are there.
 # - **`set_seed(..., device_specific=True)`** gives each rank its own random numbers, for dropout. Without it all ranks
 #   draw the same.
 # - **`autocast`** is lesson 03's mixed precision. Inside the block products are computed in bf16. A prepared model does
@@ -901,7 +899,8 @@ teach.claim("its validation loss is higher, surely", added.low > 0, when=enough)
 # Averaging every eighth step costs something here: the interval of the differences, seed by seed, lies above zero. That
 # holds for this model, rate and forty steps, no more. What the figure does not show: each rank's Adam moments are its
 # own and are never averaged. `LocalSGD` works with plain data parallel only, not with sharding.
-#
+
+# %% [markdown]
 # ## Deeper: a whole program, and how equal it is
 #
 # `train_with_accelerate.py` repeats `train_by_hand.py` line by line. A test compares the two files: every line that
@@ -1024,9 +1023,8 @@ scratch.cleanup()
 #
 # <details><summary>Answer</summary>
 #
-# A few rows are repeated so that all ranks take the same number of steps. In training that is a slightly larger weight
-# for a few rows. A score, however, is then a number over rows that do not exist in this form, and it depends on the
-# number of ranks.
+# A few rows are repeated so that all ranks take the same number of steps. In training these weigh a little more. A
+# score, however, then counts some rows twice, and depends on the number of ranks.
 #
 # </details>
 

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 09 · Speed and memory: make it fast, make it fit
 #
-# The same model on the same documents can take several times as long as it must. And a model that "does not fit" often
-# fits, once you know which tensors fill the memory. This lesson climbs from a naive step to a fast one, one change at a
-# time, each measured against the step before.
+# The same model on the same documents can take several times as long as it must. A model that "does not fit" often
+# fits, once you know which tensors fill the memory. This lesson climbs from a naive step to a fast one, one measured
+# change at a time.
 #
 # **You will be able to**
 # - time a training step so that the number means something, and say where its time goes;
@@ -39,11 +39,10 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # %% [markdown]
 # ## 1 · The end result
 #
-# A bench of this project, `bench/bench_ladder.py`, trains one language model in ten ways. Each **rung** of the ladder
-# keeps the changes of those above it and adds one. Bars: useful tokens per second of clock time against the naive step,
-# the median of the rounds' ratios. Grey is no clear gain over the rung *above*, orange TRL's `SFTTrainer` (lesson 10).
-# Thin lines: bootstrap intervals, with five rounds the smallest to the largest ratio. A *load* near the number of
-# cores: other programs ran too.
+# `bench/bench_ladder.py` trains one language model in ten ways. Each **rung** of the ladder keeps the changes of those
+# above it and adds one. Bars: useful tokens (no padding) per second against the naive step, the median of the rounds'
+# ratios. Thin lines: bootstrap intervals, with five rounds the smallest to the largest ratio. Grey: no clear gain over
+# the rung *above*. Orange: TRL's `SFTTrainer` (lesson 10). *Load*: how many other programs ran.
 
 # %%
 from course_utils.lessons.lesson_09 import experiments, figures
@@ -55,11 +54,10 @@ print(f"{report['model']['parameters']:,} parameters")
 teach.show(figures.ladder(report))
 
 # %% [markdown]
-# One machine measured this, a CPU. Which rungs gain depends on the machine, the model's width and the rows' length.
-# What carries over is the method, and that the first large gain needs no new hardware or number format: not computing
-# padding.
+# Which rungs gain depends on the machine, the model's width and the rows' length. What carries over is the method, and
+# the first large gain: not computing padding.
 #
-# The work in one picture. B rows of L tokens, vectors of width H, a vocabulary of V tokens:
+# A step, with B rows of L tokens, vectors of width H, a vocabulary of V tokens:
 
 # %%
 teach.show(figures.step())
@@ -93,12 +91,11 @@ print(f"{new_model().num_parameters():,} parameters")
 # ## 2 · What to count, and how
 #
 # The number that matters is **useful tokens per second**: tokens that are a target. Padding is not, and neither is a
-# document's first token, which nothing predicts. Positions per second hardly fall when you pad more.
+# document's first token, which nothing predicts.
 #
-# `Climb` runs one rung, and its `round` is the measurement. `interleaved` lets the rungs take turns, so that a busy
-# moment hits all of them, after one round of **warm-up** that does not count. `wall` is the clock, `cpu` this process's
-# own time. `_share` is a round's part of tokenising and packing in advance. In packed rows inner first labels are -100
-# already.
+# `Climb` runs one rung, and its `round` is the measurement. `wall` is the clock, `cpu` this process's own time,
+# `_share` a round's part of the time for tokenising and packing in advance. `interleaved` lets the rungs take turns, so
+# that a busy moment hits all of them, after one round of **warm-up** that does not count.
 
 # %%
 from course_utils.training.ladder import LADDER, Climb, interleaved, speedup
@@ -108,7 +105,7 @@ by_name = {rung.name: rung for rung in LADDER}
 print("rungs:", ", ".join(by_name))
 
 # %% [markdown]
-# Four of them, live: pad every row to 128 tokens; pad to the longest of the batch; put rows of similar length together;
+# Four of them, live: pad every row to 128 tokens (naive), pad to the batch's longest, put similar lengths together,
 # pack several documents into a row.
 
 # %%
@@ -137,14 +134,13 @@ hidden = lie - 1 < 0.5 * (packing.value - 1)
 teach.claim("counting padding hides most of that gain", hidden, when=ours)
 
 # %% [markdown]
-# In brackets the ends of the **interval**. Round i of two rungs trains on the same documents, so their ratio is paired;
-# the interval is lesson 04's bootstrap over these ratios.
+# In brackets the **interval**: lesson 04's bootstrap over the rounds' ratios. Round i of two rungs trains on the same
+# documents, so their ratio is paired.
 #
 # ### Packed, and still the same training
 #
 # A faster step is worth nothing if it is another step. Lesson 02 showed that packing keeps the loss. Here the loss and
-# *every gradient*: documents alone against packed rows, with a part of the batch replaced or left out (`None`);
-# `distance` is the larger relative difference.
+# *every gradient*, documents alone against packed rows; `distance` is the larger of the two relative differences.
 
 # %%
 model = new_model(num_hidden_layers=2)
@@ -166,14 +162,13 @@ mixed = changes["the same, use_cache=True"]
 teach.claim("one setting later the gradient is off by more than 1 %", mixed > 0.01)
 
 # %% [markdown]
-# Without a mask transformers tells documents apart by positions that restart at 0, unless there is a cache.
+# Without a mask transformers tells documents apart by positions that restart at 0, but not when it keeps a cache.
 #
 # ### Exercise 09.1: repair a timing
 #
-# This function should return useful tokens per second, and every line of it is plausible. `wait()` waits until the
-# device has done all it was given. The first `warmup` batches are to be trained on, but not counted. A row's first
-# label is never predicted. `batches` is a list: no loading to time. Return one number of the batches' rates: the one
-# that a single slow step does not move.
+# This function should return useful tokens per second. `wait()` waits until the device has done all it was given. Train
+# on the first `warmup` batches, but do not count them. A row's first label is never predicted. Return one number of the
+# batches' rates: the one that a single slow step does not move.
 #
 # ```python
 # def rate(step, batches, clock, wait, warmup):
@@ -198,8 +193,8 @@ teach.check("09.1", rate)
 # %% [markdown]
 # ## 3 · Where the time goes
 #
-# A **profiler** notes when each operator of torch begins and ends. `record_function` gives names to the parts of our
-# step; `profile.record` runs the step once to warm up and once under the profiler, and writes the **trace** to a file.
+# A **profiler** notes when each operator of torch begins and ends. `record_function` names the parts of our step;
+# `profile.record` runs the step once to warm up and once under the profiler, and writes the **trace** to a file.
 
 # %%
 import tempfile
@@ -234,17 +229,15 @@ longer = spans["backward"].seconds > spans["optimizer"].seconds
 teach.claim("backward takes longer than the optimizer", longer)
 
 # %% [markdown]
-# Backward does two matrix products for each one of forward. Red marks are **gaps**: no
-# operator runs, because Python works or, here also, because other programs have the processor. On a GPU
-# wide gaps are the usual disease: the device waits for Python, for the loader, or because somebody read a number
-# (section 9).
+# Backward does two matrix products for each one of forward. Red marks are **gaps**: no operator runs, because Python
+# works, or another program has the processor. On a GPU wide gaps are the usual disease (section 9).
 #
-# `folder / "step.json"` opens in [Perfetto](https://ui.perfetto.dev), to zoom to a single operator; it uploads nothing.
-# `folder` is temporary.
+# `folder / "step.json"`, in a temporary folder, opens in [Perfetto](https://ui.perfetto.dev), which zooms to single
+# operators and uploads nothing.
 #
-# The profile bounds what a change can bring: a part that takes 8 % of the step and then nothing makes the step 1.09
-# times as fast. AdamW in three versions: a loop over the tensors, calls on lists of tensors (`foreach`), one kernel for
-# all (`fused`). Timed without the profiler, whose cost inflates many small calls.
+# The profile bounds what a change can bring: without a part that takes 8 % of it, a step is 1.09 times as fast. AdamW
+# has three versions: a loop over the tensors, calls on lists of tensors (`foreach`), one compiled function, a
+# **kernel**, for all (`fused`). Timed without the profiler, which slows many small calls most.
 
 # %%
 from course_utils.training.timing import interleaved_medians
@@ -266,8 +259,6 @@ print(f"in the trace {part:.0%} of the step: a gain of at most {1 / (1 - part):.
 teach.claim("fused beats the loop", milliseconds["fused"] < milliseconds["for-loop"])
 
 # %% [markdown]
-# On a GPU, not measured here, the loop also starts hundreds of tiny kernels, microseconds each.
-#
 # ## 4 · Sixteen bits
 #
 # Matrix products in 16 bit move half the bytes, and processors have units for them. **Autocast** computes products in
@@ -278,8 +269,8 @@ teach.show(figures.formats())
 
 # %% [markdown]
 # bf16 is the first half of an fp32 number: the same range, two to three decimal digits. fp16 has one digit more, and a
-# small range: at most 65,504, at least 0.00000006; below half of that is 0. Many gradients are smaller. We train the
-# language model a little and look at the gradient of its logits:
+# small range: at most 65,504, at least 0.00000006; below half of that is 0. We train the language model a little and
+# look at the gradient of its logits:
 
 # %%
 climb = climb_of("pack")
@@ -305,18 +296,17 @@ teach.claim("with a scale it loses under 1 %", lost["fp16, times 2^16"] < 0.01)
 teach.claim("bf16 loses none, unscaled", lost["bf16"] == 0)
 
 # %% [markdown]
-# The loss is a mean over a few hundred tokens, and most of 8,000 words are unlikely: their gradients are tiny, a small
-# part of the sum, but what pushes these words down. In fp16 it is gone. So **scale the loss**: times 65,536 in, and the
-# gradients divided by it before the optimizer sees them. If the scale is too large, gradients overflow to inf. The
-# scaler finds its own size:
+# Most of the 8,000 words are unlikely, and their gradients tiny: a small part of the sum, but what pushes these words
+# down. In fp16 they **underflow** to 0. The cure is a **loss scale**, a large factor whose size the scaler finds
+# itself:
 #
 # 1. *scale*: `backward` runs on loss x scale;
-# 2. *unscale*: gradients / scale, in fp32, before clipping;
-# 3. *skip*: if any of them is inf or nan, the optimizer's step is left out and the scale halved;
+# 2. *unscale*: gradients / scale, in fp32, before clipping and the optimizer;
+# 3. *skip*: if any of them overflowed to inf or nan, the optimizer's step is left out and the scale halved;
 # 4. *grow*: after an interval of good steps (torch: 2,000) the scale doubles.
 #
-# `GradScaler` of this course is written out in `course_utils/training/grad_scaler.py`. Beside torch's own, in real
-# fp16, with a scale that starts far too high and an interval of 6:
+# This course's `GradScaler` (`course_utils/training/grad_scaler.py`) beside torch's own, in real fp16, from a scale far
+# too high, with an interval of 6:
 
 # %%
 from course_utils.training.grad_scaler import GradScaler
@@ -334,7 +324,7 @@ teach.claim("more than five steps were skipped", sum(ours.skipped) > 5)
 # ### Exercise 09.2: a scaled step
 #
 # One SGD step with a scaled loss. `gradient` is fp16 and belongs to scale x loss. Return the weights, the scale and the
-# number of good steps after it (0 after back-off and after growth, each a factor of 2); weights in place or new.
+# number of good steps after it (0 after a skip and after growth, each a factor of 2); weights in place or new.
 
 
 # %%
@@ -358,13 +348,13 @@ print([(one + update).item() for update in (0.001, 0.003, 0.005)])
 teach.claim("1 + 0.003 is 1 in bf16", one + 0.003 == 1)
 
 # %% [markdown]
-# After 1 comes 1.0078. A step below half the gap (0.0039) rounds back, at every step anew: the weight **stalls**. In
-# general: below 1/512 to 1/256 of the weight.
+# After 1 comes 1.0078. A step below half that gap (0.0039) rounds back, every time: the weight **stalls**. For other
+# weights the limit is 1/512 to 1/256 of their size.
 #
 # Two cures. A **master copy** in fp32 takes the updates, and the model gets its rounded copy. **Stochastic rounding**
-# keeps no copy: it rounds up or down at random, so that the mean is right. All four ways on a layer made for it:
-# weights around 0 with standard deviation 2 that need a change of 0.3, Adam at a learning rate of 0.002, three seeds.
-# In bf16 only those below 1 in size can move:
+# keeps no copy: it rounds up or down at random, so that the mean is right. Both beside fp32 and plain bf16, on a layer
+# whose weights (standard deviation 2) need a change of 0.3, with Adam at a learning rate of 0.002. In plain bf16 only
+# weights below 1 in size can move:
 
 # %%
 from course_utils.training.low_precision import round_stochastically
@@ -387,16 +377,15 @@ stochastic = max(ends["bf16, stochastic rounding"]) / max(master_ends)
 teach.claim("stochastic rounding ends within twice the copy's loss", stochastic < 2)
 
 # %% [markdown]
-# No error, no nan, a loss that falls a little and then rests. The check: compare the weights before and after 100
-# steps. Autocast avoids it, since its weights are fp32.
+# Nothing warns: no error, no nan. Autocast avoids it, since its weights are fp32.
 #
 # ## 5 · Kernels and compilation
 #
 # **Eager** attention computes a score for every pair of tokens, writes them all to memory, and reads them again. A
 # fused kernel behind `scaled_dot_product_attention` (SDPA) works through blocks that stay in the cache and never writes
-# the scores: FlashAttention (Dao et al. 2022). `attn_implementation="sdpa"` is transformers' default; the ladder starts
-# eager. The scores grow with the square of the row: at 128 tokens there is little to save. Its case, long rows on a
-# GPU, was not measured.
+# the scores: FlashAttention ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)). `attn_implementation="sdpa"` is
+# transformers' default; the ladder starts eager. The scores grow with the square of the row's length: at 128 tokens
+# there is little to save, and here SDPA is slower.
 #
 # **`torch.compile`** writes code for your model: chains of small operators become one loop. It costs a C++ compiler and
 # time, which must be earned back. The bench on both:
@@ -409,9 +398,9 @@ for name in ("SDPA attention", "torch.compile"):
         print(f"{name} / rung above: {gain['ratio']} [{gain['low']}, {gain['high']}]")
 
 # %% [markdown]
-# The code is made for shapes. Another shape is another compilation, and batches padded to their longest row bring a new
-# shape at nearly every step. `graphs_after` counts compilations without a compiler: twelve batches, each of another
-# length.
+# The code, a **graph**, is made for shapes. Another shape is another compilation, and batches padded to their longest
+# row bring one at nearly every step. `graphs_after` counts compilations without a compiler: twelve batches, each of
+# another length.
 
 # %%
 from torch.nn import functional as F
@@ -427,15 +416,14 @@ last = [counts[-1] for counts in graphs.values()]
 teach.claim("8 graphs and then it gives up, 2 graphs, 1 graph", last == [8, 2, 1])
 
 # %% [markdown]
-# By default the second shape makes the size a variable, which is enough. `dynamic=False` compiles until the limit of 8
-# and runs uncompiled from then on, with a line in the log. Compilation likes packed rows: they always have one length.
+# By default the second shape makes the size a variable. `dynamic=False` runs uncompiled from the limit of 8 on. Packed
+# rows always have one length.
 #
 # ## 6 · Where the memory goes
 #
 # Weights, gradients and AdamW's moments take 16 bytes per parameter, whatever the batch. The rest grows with the batch:
-# activations that forward keeps for backward. autograd tells: `saved_tensors_hooks` is called for every tensor it
-# keeps. `SavedTensors` counts their bytes, each storage once, weights left out. Counting needs no GPU, and gives the
-# same number everywhere.
+# activations that forward keeps for backward. autograd calls `saved_tensors_hooks` for every tensor it keeps, and
+# `SavedTensors` counts their bytes, each storage once, weights left out.
 
 # %%
 from course_utils.training.saved_tensors import MIB, SavedTensors
@@ -453,9 +441,10 @@ print(f"{saved.bytes / MIB:6.1f} MiB in all")
 print(f"{model.num_parameters() * 4 / MIB:6.1f} MiB of weights")
 
 # %% [markdown]
-# The largest is `(1024, 8000)`: a log probability for each token of the vocabulary at each of 16 x 64 positions, 1024 x
-# 8000 x 4 bytes = 31.2 MiB. All sizes follow from the model's, so they can be *predicted*: a layer's MLP keeps four
-# tensors of width 352, 4 x 1024 x 352 x 4 bytes = 5.5 MiB. `kept` measures and sums up (lesson 15).
+# The largest is `(1024, 8000)`: log probabilities over the vocabulary at 16 x 64 positions, 1024 x 8000 x 4 bytes =
+# 31.2 MiB. All sizes follow from the model's, so they can be *predicted*: each of the four layers' MLPs keeps
+# three tensors `(16, 64, 352)` and one `(1024, 352)`, 4 x 1024 x 352 x 4 bytes = 5.5 MiB. `kept` measures, and predicts
+# as lesson 15 will.
 #
 # **Checkpointing** keeps each layer's input only, and runs the layer again when backward comes to it: memory for time.
 # `model.activation_checkpointing_enable()` switches it on.
@@ -478,8 +467,8 @@ saving = 1 - layers["checkpointing"] / layers["fp32"]
 teach.claim("checkpointing drops over 85 % of the layers' part", saving > 0.85)
 
 # %% [markdown]
-# bf16 saves less than half: autocast keeps a 16-bit copy for each matrix, and sums, norms and logits stay fp32. What
-# does checkpointing cost? A second forward pass through the layers, so at most a third more of *their* operations:
+# bf16 saves less than half: autocast keeps a 16-bit copy for each matrix, and sums, norms and logits stay fp32.
+# Checkpointing costs a second forward pass through the layers, so at most a third more of *their* operations:
 
 # %%
 from course_utils.models.flops import counted_flops
@@ -503,9 +492,8 @@ print(f"CPU time: {more_seconds:.2f} times")
 teach.claim("checkpointing costs less than twice the time", more_seconds < 2)
 
 # %% [markdown]
-# Far less than 4/3: the output layer, in a model this small more than half of all operations, is not repeated, and
-# torch stops each repeat at the last tensor that backward needs. Norms and masks cost time too, and hardly count as
-# operations.
+# Far less than 4/3: the output layer, here more than half of all operations, is not repeated, and torch stops each
+# repeat at the last tensor that backward needs. Norms and masks cost time too, and hardly count as operations.
 #
 # ### The logits that nobody needs
 #
@@ -544,9 +532,8 @@ teach.claim("same loss and gradient within 1e-5", off < 1e-5)
 teach.claim("at most 0.6 of the peak", peaks[1] < 0.6 * peaks[0])
 
 # %% [markdown]
-# `peak_bytes` follows every tensor from birth to death. Liger's and other fused losses do the same on a GPU. With a
-# vocabulary of 150,000 and rows of 4,096 tokens the full logits of *one* row take 2.5 GB in fp32, three times: log
-# softmax, its gradient, the logits' gradient.
+# `peak_bytes` follows every tensor from birth to death. With a vocabulary of 150,000 and rows of 4,096 tokens the full
+# logits of *one* row take 2.5 GB in fp32, three times: log softmax, its gradient, the logits' gradient.
 #
 # ## 7 · Micro-batch against accumulation
 #
@@ -565,15 +552,14 @@ slow, fast = divided[0].seconds, min(one.seconds for one in divided)
 teach.claim("single rows take at least 1.1 times as long", slow > 1.1 * fast)
 
 # %% [markdown]
-# From a few rows on, larger products bring nothing more, and a step can get slower again (small differences are noise:
-# three rounds). So: the smallest micro-batch that is fast, on a GPU often the largest that fits, and accumulation for
-# the rest.
+# From a few rows on, larger products bring nothing more, and a step can get slower again (small differences are noise).
+# So: the smallest micro-batch that is fast, on a GPU often the largest that fits, and accumulation for the rest.
 #
 # ### Exercise 09.3: choose for a budget
 #
 # A step must train on exactly `rows` rows. Weights, gradients and optimizer state take `fixed`, each row of a
-# micro-batch `per_row`, and `budget` is what there is, all in the same unit. Return `(micro_batch, accumulation)` with
-# the largest micro-batch that fits and divides `rows`; one row always fits.
+# micro-batch `per_row`, and `budget` is what there is. Return `(micro_batch, accumulation)` with the largest
+# micro-batch that fits and divides `rows`; one row always fits.
 
 
 # %%
@@ -589,13 +575,13 @@ teach.check("09.3", divide)
 #
 # Ratios say that a step got faster, not how fast it could be. **MFU**, model FLOPs utilisation, does: the operations
 # that the model *needs* for its tokens, per second, divided by what the processor can do at most. PaLM's count
-# (Chowdhery et al. 2022, appendix B) per token:
+# ([Chowdhery et al. 2022](https://arxiv.org/abs/2204.02311), appendix B) per token:
 #
 # $$6N + 12\,D\,A\,Q\,\tfrac{L}{2}$$
 #
 # N weights of matrix products: two operations (FLOPs) each in forward, four in backward. D layers, A heads of width Q;
-# a token of a causal model attends to half of its row's L tokens on average. What checkpointing repeats is not needed,
-# so it does not count. The peak: a large matrix product, measured here.
+# a token of a causal model attends to half of its row's L tokens on average (PaLM counts all). What checkpointing
+# repeats does not count. The peak: a large matrix product, measured here.
 
 # %%
 from course_utils.models.configs import shape_of_config
@@ -618,8 +604,8 @@ teach.claim("MFU between 5 % and 100 %", 0.05 < mfu < 1)
 
 # %% [markdown]
 # torch counts no fused attention on a CPU: the formula's second part is not checked. The rest of the time goes to
-# norms, activations, softmax, masks: operators that read and write more than they multiply. A larger model has a larger
-# share of products. PaLM's paper reports 46 % for its largest run, on 6,144 chips.
+# norms, activations, softmax, masks, which read and write more than they multiply. PaLM's paper reports 46 % for its
+# largest run, on 6,144 chips.
 #
 # ### Exercise 09.4: compute MFU
 #
@@ -680,10 +666,10 @@ reading = plans["loss.item() after each step"].total
 teach.claim("by this sum: 42 ms against 32", (reading, no_wait.total) == (42, 32))
 
 # %% [markdown]
-# The dashed line is where a timer stops that does not synchronise: it measured Python. With `.item()` both lines meet.
-# Call `torch.cuda.synchronize()` before reading the clock, and read losses every tenth step.
+# The dashed line is where a timer stops that does not **synchronise**, wait for the queue: it measured Python. Call
+# `torch.cuda.synchronize()` before reading the clock, and read losses every tenth step.
 #
-# **The others**, seen already or in the folded sections below:
+# **The others**, some from the folded sections:
 #
 # | symptom | cause | check |
 # |---|---|---|
@@ -697,12 +683,11 @@ teach.claim("by this sum: 42 ms against 32", (reading, no_wait.total) == (42, 32
 #
 # ### Exercise 09.5: a fast step that is the same step
 #
-# The whole lesson in one optimizer step on all `documents` (lists of token ids): packed into rows of `row_length`,
-# layers in bf16, weights in fp32, documents kept apart, no gradient left behind (none is there at first), no clipping,
-# nothing that makes the program wait; on the CPU. `pack_documents(documents, row_length)` gives rows,
-# `PackedCollator(dtype=...)(rows)` a batch with a mask of that type, the layers'. Return the mean loss over all
-# targets, as a tensor without its graph. The checker compares with each document alone, and counts the positions you
-# compute.
+# One optimizer step on all `documents` (lists of token ids): packed into rows of `row_length`, kept apart, layers in
+# bf16, weights in fp32, on the CPU. Leave no gradient behind (none is there at first), do not clip, do nothing that
+# makes the program wait. `pack_documents(documents, row_length)` gives rows, `PackedCollator(dtype=...)(rows)` a batch
+# with a mask of that type, the layers'. Return the mean loss over all targets, as a tensor without its graph. The
+# checker compares with each document alone, and counts the positions you compute.
 
 # %%
 from course_utils.data.packing import PackedCollator, pack_documents  # noqa: F401
@@ -739,7 +724,8 @@ teach.claim(sure, likeliest > 100 / len(tokenizer), when=long_enough)
 
 # %% [markdown]
 # Common tokens: their frequency alone gives the factor of 100.
-#
+
+# %% [markdown]
 # ## Deeper: selective checkpointing
 #
 # Checkpointing repeats nearly all of a layer. Matrix products take most operations and keep the smaller part of the
@@ -816,7 +802,8 @@ teach.claim("the first call takes as long as 50 later ones, or skipped", cold)
 
 # %% [markdown]
 # On a whole model the gain is smaller (section 5 prints it): matrix products dominate and are hardly touched.
-#
+
+# %% [markdown]
 # ## Deeper: workers that copy the data set
 #
 # A loader worker is a forked process and shares its parent's memory, until it writes. Reading a Python object writes
@@ -861,8 +848,9 @@ else:
 # `torch.set_float32_matmul_precision("high")`. **Pinned memory**: the loader puts batches where the GPU can fetch them
 # itself, and `to(device, non_blocking=True)` goes on while it does. **CUDA graphs**: a step's kernels are recorded once
 # and started with one call, which closes gaps; shapes must not change. **Liger**: fused kernels for norms, MLPs and
-# section 6's loss. **FP8**: products in 8 bits, with a scale per tensor, on GPUs from 2022 on. None of it was measured
-# here.
+# section 6's loss. **FP8**: products in 8 bits, with a scale per tensor, on GPUs from 2022 on. Two rungs of the CPU
+# have their real case here too: the fused optimizer, because a loop over the tensors starts hundreds of tiny kernels,
+# microseconds each, and SDPA, on long rows. None of it was measured here.
 
 # %% [markdown]
 # ## Recap

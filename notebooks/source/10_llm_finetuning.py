@@ -13,13 +13,13 @@
 # %% [markdown]
 # # 10 · Fine-tuning a language model
 #
-# A pretrained model continues text. Fine-tuning makes it answer. What decides whether that works is rarely the
-# training loop, which you know. It is which tokens have a label, where the answer begins, which weights may move and
-# what is lost while they move. This lesson builds each of these by hand and measures it.
+# A pretrained model continues text. Fine-tuning makes it answer. Whether that works depends less on the training loop,
+# which you know, than on which tokens have a label, where the answer begins, which weights may move and what is lost
+# while they move. This lesson builds each of these by hand and measures it.
 #
 # **You will be able to**
 # - turn rows of any data set into prompts, answers and labels, with a boundary that cannot shift;
-# - put low-rank adapters (LoRA) into a model, train, switch off and merge them, equal to PEFT;
+# - put low-rank adapters (LoRA) into a model, train, switch off and merge them, equal to PEFT, Hugging Face's library;
 # - measure what fine-tuning teaches and what it makes the model forget;
 # - name the silent bugs of instruction tuning and the number that shows each.
 #
@@ -39,12 +39,12 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # ## 1 · Before and after
 #
 # Fine-tuning starts from a **base**: a model that was trained on much text (*pretrained*). `load_base_lm` gives one
-# that fits this laptop: a decoder with Qwen3's architecture, trained once in about half a minute and then cached. It
+# that fits a laptop: a decoder with Qwen3's architecture, trained once in about half a minute and then cached. It
 # has read sentences of documentation, and sentences followed by a topic. It has never met an instruction.
 #
 # The tokenizer is of the kind that GPT-2, Llama 3 and Qwen use: **byte-level BPE**. It can write any text, if
-# need be in bytes, and *a space belongs to the word behind it* (shown as `Ġ`). That will matter. `<bos>` is its begin
-# token, `<|im_end|>` its end token.
+# need be in bytes, and *a space belongs to the word behind it* (shown as `Ġ`). `<bos>` is its begin token,
+# `<|im_end|>` its end token.
 
 # %%
 import torch
@@ -83,11 +83,11 @@ prompt, answer = template.render(example)
 print(prompt + answer)
 
 # %% [markdown]
-# A **template** turns a row into a prompt and an answer. The second one is the base's own form: for `torch` the base
+# A **template** turns a row into a prompt and an answer. `topic_template` is the base's own form: for `torch` the base
 # learnt to write the topic `tensors`, for `pandas` `tables`, and so on.
 #
 # We fine-tune a copy, all weights, with lesson 01's loop (`fine_tune`), and score both models: **exact match** is the
-# share of rows whose greedy answer is right to the letter.
+# share of rows whose greedy answer (the likeliest token each time) is right to the letter.
 
 # %%
 teach.show_source(task.fine_tune)
@@ -123,14 +123,13 @@ teach.claim("fine-tuned: > 35 % are right", after["library"] > 0.35, when=full)
 teach.claim("and the topics are gone: < 10 %", after["topic"] < 0.1, when=full)
 
 # %% [markdown]
-# The blue bars: seconds of training teach the new task, because the base already tells the libraries apart; the dashed
-# line is what a model gets that always gives the most frequent answer. The orange bars: after the same seconds it no
-# longer answers with the topic. That is called **forgetting**.
+# Blue: seconds of training teach the new task, because the base already tells the libraries apart. The dashed line is
+# what a model gets that always gives the most frequent answer. Orange: after the same seconds it no longer answers with
+# the topic. That is called **forgetting**.
 #
 # ## 2 · Seven phases
 #
-# Every fine-tuning program, whatever its size, goes through seven phases. Knowing them tells you where to look when
-# something is wrong.
+# Every fine-tuning program goes through seven phases, and each can go wrong in its own way.
 
 # %%
 teach.show(figures.phases())
@@ -138,7 +137,7 @@ teach.show(figures.phases())
 # %% [markdown]
 # | phase | what goes wrong there | in this course |
 # |---|---|---|
-# | 1 launch | a rank too few, the wrong backend | lesson 15 |
+# | 1 launch | a rank (process) too few, the wrong backend | lesson 15 |
 # | 2 settings | a flag that nobody reads | `recipes/finetune.py`: flags or a YAML file become typed classes |
 # | 3 data | half-written files, ranks that read too early | `recipes/prepare_data.py` |
 # | 4 model | wrong type, frozen parts that train | sections 4 and 5 |
@@ -148,7 +147,7 @@ teach.show(figures.phases())
 #
 # Phase 2: a dataclass has a field, a type, a default and a help line for each setting, and transformers'
 # `HfArgumentParser` makes the command line from it. `{run}` in the output folder becomes a name that says what ran
-# (`b8x1`: 8 rows a device, 1 micro-batch a step).
+# (`b8x1`: 8 rows a device, 1 micro-batch a step). PEFT's `lora_r` and `lora_alpha` are section 4's $r$ and $\alpha$.
 
 # %%
 from course_utils.recipes import finetune
@@ -198,7 +197,7 @@ teach.show(figures.token_strip({"prompt, answer, end": strip}))
 # %% [markdown]
 # ### The boundary
 #
-# Where does the answer begin? Most code on the web counts the prompt's tokens: `len(tokenizer(prompt))`. Put the
+# Where does the answer begin? Much code counts the prompt's tokens: `len(tokenizer(prompt)["input_ids"])`. Put the
 # space at the end of the prompt and see what happens with a byte-level tokenizer:
 
 # %%
@@ -231,9 +230,9 @@ teach.claim("and it has learnt no answer: < 2 %", score < 0.02, when=full)
 
 # %% [markdown]
 # Two rules follow. The space stands at the start of the answer (`Template` refuses a prompt that ends in one). And
-# the boundary is found by *characters*: fast tokenizers tell which characters a token covers, its **offsets**.
-# `encode` tokenises prompt and answer together and labels each token that holds a character of the answer. It repairs
-# the labels only: who generates from `"Answer: "` still hands the model a lone space token.
+# the boundary is found by *characters*: fast tokenizers, the usual ones, tell which characters a token covers, its
+# **offsets**. `encode` tokenises prompt and answer together and labels each token that holds a character of the answer.
+# It repairs the labels only: who generates from `"Answer: "` still hands the model a lone space token.
 #
 # ### Does masking help?
 #
@@ -266,7 +265,7 @@ print(f"tokens of a row, on average: {tokens:.0f}")
 teach.claim("masking gains in every seed", min(masked) > max(learnt_all), when=full)
 
 # %% [markdown]
-# (`paired_interval`: mean and 95 % interval over seeds, lesson 06.) With labels on everything, the two tokens that
+# (`paired_interval`: mean and 95 % interval over seeds, lesson 06.) With labels on everything, the few tokens that
 # matter are a small part of a row. In as many steps the model learns less about answering. For long answers the
 # difference may be small (not measured here): try both on yours.
 #
@@ -278,9 +277,10 @@ teach.claim("masking gains in every seed", min(masked) > max(learnt_all), when=f
 #   nothing. `encode` cuts the *middle of the prompt*: the instruction in front and the cue before the answer stay.
 # - **Padding = end token.** Many models have no padding token, so people set `pad_token = eos_token`. A collator that
 #   turns every padding *id* into -100 then hides the end token, too. `InstructionCollator` goes by length.
-# - **Several turns.** A chat is written with the tokenizer's **chat template**. What the assistant says is learnt, in
-#   every turn, each with its end token. `encode_chat` marks it. Its rule works with any template that only appends;
-#   transformers' own way (`return_assistant_tokens_mask=True`) needs the word `{% generation %}` in the template.
+# - **Several turns.** The tokenizer's **chat template** writes a chat as one text. What the assistant says is learnt,
+#   in every turn, each with its end token. `encode_chat` marks it. Its rule works with any template that only appends
+#   (a new turn leaves the earlier text as it was); transformers' own way (`return_assistant_tokens_mask=True`) needs
+#   the word `{% generation %}` in the template.
 
 # %%
 from course_utils.data.instructions import encode_chat
@@ -359,13 +359,15 @@ teach.check("10.3", quiz_template)
 # ## 4 · LoRA by hand
 #
 # Training all weights with AdamW keeps four numbers for each: the weight, its gradient and two moments. For a model
-# with 8 billion weights in float32 that is 128 GB. **LoRA** (low-rank adaptation, Hu et al. 2021) freezes the weight
-# matrix $W$ and learns a *difference* of low rank beside it:
+# with 8 billion weights in float32 that is 128 GB. **LoRA** (low-rank adaptation, [Hu et al.
+# 2021](https://arxiv.org/abs/2106.09685)) freezes the weight matrix $W$ and learns a *difference* of low rank beside
+# it:
 #
 # $$y = Wx + \frac{\alpha}{r}\,BAx, \qquad A: (r, \text{in}),\quad B: (\text{out}, r)$$
 #
-# The **rank** $r$ is small, 8 to 64 say. $A$ starts at random numbers, $B$ at zero, so the first forward pass is the
-# base's. $\alpha$ scales the update; the division by $r$ only softens what a change of $r$ does to its size.
+# The **rank** $r$ (of a matrix, not a process) is small, 8 to 64 say. $A$ starts at random numbers, $B$ at zero, so the
+# first forward pass is the base's. $\alpha$ scales the update; the division by $r$ softens what another $r$ does to its
+# size.
 
 # %%
 teach.show(figures.adapter())
@@ -400,7 +402,7 @@ teach.claim("LoRA keeps less than half the bytes", little < everything_kept / 2)
 # width 4,096 and rank 16 that is below one percent, and almost only the frozen weights are left to store. Those can
 # be made smaller, too: see *Deeper: four bits*. Activations are not spared: gradients flow through every layer.
 #
-# Is it really what the library does? Same base, same numbers in $A$ and $B$, one batch:
+# Is it what PEFT does? Same base, same numbers in $A$ and $B$, one batch:
 
 # %%
 from course_utils.data.instructions import InstructionCollator
@@ -416,10 +418,10 @@ teach.claim("LoRA = PEFT: logits, gradients, merge", max(gaps.values()) < 1e-5)
 # %% [markdown]
 # ### Does it learn as much? Does it forget less?
 #
-# LoRA and full fine-tuning, three seeds each, and LoRA on a base with *random* weights. LoRA gets a rate that is good
-# for it, five times full fine-tuning's, which could take more itself (see *Deeper: rank and rate*): if anything the
-# comparison favours LoRA. Forgetting is the loss on plain sentences, per token (`text_loss`); its exponential is the
-# perplexity of lesson 04.
+# LoRA and full fine-tuning, three seeds each, and LoRA on a base with *random* weights. LoRA's learning rate is five
+# times full fine-tuning's and good for it. Full fine-tuning could take a higher one (see *Deeper: rank and rate*), so
+# if anything the comparison favours LoRA. Forgetting is measured by the loss on plain sentences, in nats per token
+# (`text_loss`).
 
 # %%
 from course_utils.training.base_lm import new_base_lm
@@ -474,12 +476,13 @@ back = max(abs(loss - base_loss) for loss in off_losses)
 teach.claim("adapters off: the base is back, exactly", back == 0)
 
 # %% [markdown]
-# Read the two figures together. Full fine-tuning is ahead on average, but the interval of three seeds includes zero:
-# these runs do not settle which of the two learns more in so few steps. With its adapters *on*, LoRA at this rate
-# forgot *more*: low rank alone is no protection. Both end worse than a uniform guess. What LoRA gives is a way back:
-# the base is untouched under the adapters. One base can carry many adapters, each a small file. On the random base
-# LoRA only found the most frequent answer: one seed, one rate, 60 steps, no control: a hint that adapters need a
-# trained base, no proof.
+# - **Learning:** full fine-tuning is ahead on average, but the interval of three seeds includes zero: these runs do not
+#   settle which of the two learns more in so few steps.
+# - **Forgetting:** with its adapters *on*, LoRA at this rate forgot *more*: low rank alone is no protection. Both end
+#   worse than a uniform guess. What LoRA gives is a way back: the base is untouched under the adapters. One base can
+#   carry many adapters, each a small file.
+# - **The random base:** LoRA only found the most frequent answer. One seed, one rate, 60 steps and no control are a
+#   hint that adapters need a trained base, no proof.
 #
 # ### Merge
 #
@@ -518,8 +521,9 @@ teach.check("10.4", several)
 # %% [markdown]
 # ## 5 · Goes wrong
 #
-# The boundary was section 3's. Five more, four silent and one loud. **The end token is masked:** the collator took
-# it for padding.
+# The boundary was section 3's. Five more, four silent and one loud.
+#
+# **The end token is masked:** the collator took it for padding.
 
 # %%
 endless = task.fresh(base)
@@ -536,8 +540,8 @@ teach.claim("end learnt: more than 95 % stop", ends["end learnt"] > 0.95, when=f
 
 # %% [markdown]
 # **Begin token twice, template twice.** The chat template already writes the special tokens. Whoever renders it as
-# text and then calls `tokenizer(text)` gets a second begin token. Whoever renders a text that is a rendered chat
-# already has a turn inside a turn. The check: count the special tokens of one example.
+# text and then calls `tokenizer(text)` gets a second begin token. Whoever renders a chat that is rendered already gets
+# a turn inside a turn. The check: count the special tokens of one example.
 
 # %%
 text = tokenizer.apply_chat_template(messages[:1], tokenize=False)
@@ -560,10 +564,11 @@ teach.claim("counting special tokens shows both", is_caught, when=local)
 teach.show(figures.divisors())
 
 # %% [markdown]
-# **Adapters in float16 with AMP.** AMP keeps the weights in float32 and only computes in 16 bits. A base loaded in
-# float16 is fine, because it is frozen. Adapters in float16 are not: their gradients are float16, and unscaling those
-# (lesson 03) is refused. **A rate for full fine-tuning** is too small for LoRA of low rank in 60 steps: $B$ has to
-# grow from zero.
+# **Adapters in float16 with AMP.** AMP (mixed precision, lesson 03) keeps the weights in float32 and only computes in
+# 16 bits. A base loaded in float16 is fine, because it is frozen. Adapters in float16 are not: their gradients are
+# float16, and unscaling those is refused.
+#
+# **A rate for full fine-tuning** is too small for LoRA of low rank in 60 steps: $B$ has to grow from zero.
 
 # %%
 refused = task.unscale_refused(base, collate(examples[:8]))
@@ -592,8 +597,7 @@ teach.claim("rank 8 at that rate: < 10 % are right", score < 0.1, when=full)
 #
 # The test split, used once, and four of our own sentences. They belong to none of the ten libraries, so no answer is
 # right; see whether they are plausible. "Full" is section 1's run, LoRA the last of its three seeds. `generate` (phase
-# 7) sorts prompts by length, pads on the *left*, and stops at the end token; the recipe takes vLLM (a faster engine)
-# where that is installed.
+# 7) sorts prompts by length, pads on the *left*, and stops at the end token.
 
 # %%
 from course_utils.recipes.generate import StopRules, generate
@@ -652,9 +656,10 @@ teach.check("10.5", repaired)
 # %% [markdown]
 # ## Deeper: TRL does the same in a few lines
 #
-# `SFTTrainer` (supervised fine-tuning) takes rows with `prompt` and `completion`, tokenises, masks and trains. Some of
-# its defaults differ from the Trainer's, among others: bf16 and activation checkpointing are on. `trl_trainer` switches
-# these two off (`PLAIN`), keeps the order of the rows and a constant rate, so that losses can be compared. TRL's
+# TRL is Hugging Face's library for training on answers, preferences and rewards. Its `SFTTrainer` (supervised
+# fine-tuning) takes rows with `prompt` and `completion`, tokenises, masks and trains. Some of its defaults differ from
+# the Trainer's: bf16 and activation checkpointing are on, among others. `trl_trainer` switches these two off (`PLAIN`),
+# keeps the order of the rows and a constant rate, so that losses can be compared. TRL's
 # trainers also tell the hub that they were started, with what versions and on what hardware, but nothing of your data;
 # `HF_HUB_DISABLE_TELEMETRY=1` in the environment turns that off, and so do our helpers.
 
@@ -722,8 +727,9 @@ teach.claim("rank 2 and 8 at 0.001 learn next to nothing", timid < 0.1)
 # %% [markdown]
 # ## Deeper: four bits
 #
-# **QLoRA** (Dettmers et al. 2023) stores the frozen weights in 4 bits and trains adapters in float32 or bf16 beside
-# them. Four bits are 16 levels. Weights are roughly normal, so few of them need the outer ones of evenly spaced levels.
+# **QLoRA** ([Dettmers et al. 2023](https://arxiv.org/abs/2305.14314)) stores the frozen weights in 4 bits and trains
+# adapters in float32 or bf16 beside them. Four bits are 16 levels. Weights are roughly normal, so few of them need the
+# outer ones of evenly spaced levels.
 # **NF4** puts the levels at quantiles of a normal distribution (`OFFSET`: the share below the outermost one, as
 # bitsandbytes chose it): dense where most weights are. Blocks of 64 weights share a scale, their largest absolute
 # value. Plain int4 has a handicap: its lowest level, -8/7, lies below every scaled weight and is never used. So 16 even
@@ -761,7 +767,8 @@ teach.claim("four bits cost < 0.2 nats here", loss - base_loss < 0.2, when=local
 # `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")` transformers does this when it loads a model; the
 # weights are restored block by block while they are used, so it saves memory and costs time. No adapter is trained on
 # four bits here.
-#
+
+# %% [markdown]
 # ## Deeper: preferences (DPO)
 #
 # Supervised fine-tuning shows one answer. Often it is easier to say which of two is *better*. **DPO** (direct
@@ -822,7 +829,8 @@ teach.claim("DPO by hand = TRL's within 1e-4", abs(mine - theirs) < 1e-4, when=l
 # The loss falls and the answers are short. The three lines of exact match tell the rest: the twenty steps that made
 # the model wordy cost most of the right names, and DPO, whose pairs are about brevity only, did not bring them back. A
 # falling preference loss says nothing about what the pairs do not show.
-#
+
+# %% [markdown]
 # ## Deeper: a checkable reward (GRPO)
 #
 # Where an answer can be checked, pairs are not needed. The model writes a group of answers to each prompt, each gets
@@ -880,11 +888,13 @@ teach.claim("after 60: fewer right answers at the end, in every seed", fewer)
 # success. The well fine-tuned start does not collapse, and is no better either: 480 prompts teach less than the rows
 # did, with these settings, which were not tuned. So read the answers beside the reward, and hold the model to its
 # start (`beta` in `grpo_loss`, 0 here as in TRL's default).
-#
+
+# %% [markdown]
 # ## Deeper: the whole path as programs
 #
 # The same phases as three commands, here called from Python with few steps: `prepare_data` writes, `finetune` trains
-# adapters with PEFT, `generate` merges them and answers. On several GPUs only the launcher in front changes.
+# adapters with PEFT, `generate` merges them and answers (by vLLM, a faster engine, where that is installed). On several
+# GPUs only the launcher in front changes.
 
 # %%
 from course_utils.lessons.lesson_10.program_path import run_path
@@ -905,11 +915,12 @@ if local:
 # --model_name_or_path Qwen/Qwen3-0.6B --use_peft`. This notebook runs with `source="hub"` as well, on both.
 #
 # Dolly's answers are whole sentences, and exact match is 0 for a good answer in other words. ROUGE-L (lesson 04) counts
-# words in common, in order. **BERTScore** (Zhang et al. 2020) counts meaning: an encoder turns both texts into one
-# vector a token, each token is matched with the most similar one of the other text, and the mean cosines are its
-# precision and recall. `generate --bert_score_model distilbert/distilbert-base-uncased` adds it. It was not run here:
-# it needs the encoder from the hub.
-#
+# words in common, in order. **BERTScore** ([Zhang et al. 2020](https://arxiv.org/abs/1904.09675)) counts meaning: an
+# encoder turns both texts into one vector a token, each token is matched with the most similar one of the other text,
+# and the mean cosines are its precision and recall. `generate --bert_score_model distilbert/distilbert-base-uncased`
+# adds it. It was not run here: it needs the encoder from the hub.
+
+# %% [markdown]
 # ## Recap
 #
 # - Labels decide what is learnt: the answer and its end, found by characters.
@@ -917,7 +928,8 @@ if local:
 # - LoRA learns a low-rank difference. The base stays, and needs neither gradients nor moments.
 # - Measure what was there before, too: fine-tuning forgets.
 # - Look at one example's tokens and labels before every run.
-#
+
+# %% [markdown]
 # ## Quiz
 #
 # 1. A run ends with a loss of 0.01, yet its model answers every prompt with nothing. Which print explains both?

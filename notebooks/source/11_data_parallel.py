@@ -130,7 +130,8 @@ teach.claim("two ranks met", [rank["RANK"] for rank in met] == ["0", "1"])
 # hour, with NCCL ten minutes. This is a **deadlock**: each waits for the other. The way out is
 # `link.exchange(tensor, to, like, source)`. It sends `tensor` to rank `to` and receives, at the same time, from
 # `source` something of the shape of `like`.
-#
+
+# %% [markdown]
 # ### Deeper: a deadlock
 #
 # With a time-out of one second:
@@ -752,7 +753,8 @@ if on_cpu:  # NCCL ends the process at a time-out, instead of raising
 # %% [markdown]
 # `Join` keeps every row and repeats none. Its price is one more small all-reduce in each step, which asks who still
 # works. Accelerate has it as `accelerator.join_uneven_inputs`.
-#
+
+# %% [markdown]
 # ## Deeper: a killed rank is started again
 #
 # `restartable.py` trains a toy model on two ranks and saves lesson 01's checkpoint every second step. Before step 6
@@ -778,7 +780,8 @@ if launched_runs.CAN_KILL:
 # observation; pytorch issue 135712 reports that NCCL fails to start). Restarting is torchrun's part; going on where the
 # run was is yours: a checkpoint is written under another name and renamed (lesson 01), and nobody goes on before it is
 # on the disk.
-#
+
+# %% [markdown]
 # ## Deeper: two nodes on one machine
 #
 # More nodes are more of the same: here two torchruns meet at one address, each with one rank. On a cluster the same
@@ -842,7 +845,8 @@ teach.claim("a taken port is refused: EADDRINUSE", "EADDRINUSE" in refused)
 
 # %% [markdown]
 # With the other shape rank 1 hangs at the cause. Rank 0 *has a result* and goes on: it would hang one exchange later.
-#
+
+# %% [markdown]
 # ## Deeper: where does a rank hang?
 #
 # In `hanging.py`, on CPU ranks, rank 1 has taken another branch and never joins the all-reduce. `run_launched` gives it

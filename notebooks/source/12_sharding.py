@@ -13,10 +13,9 @@
 # %% [markdown]
 # # 12 · Sharding: ZeRO and FSDP
 #
-# Data parallel training keeps the whole model on every GPU, with all gradients and all of the optimizer's state. A
-# model that does not fit on one GPU does not fit on a thousand. Sharding divides these states among the ranks: the
-# same run, less memory, more traffic. This lesson builds it by hand, then uses PyTorch's `fully_shard`, then
-# Accelerate and the Trainer.
+# Data parallel training keeps all parameters, gradients and optimizer state on every GPU. A model that does not fit on
+# one GPU does not fit on a thousand. Sharding divides these states among the ranks: the same run, less memory, more
+# traffic. This lesson builds it by hand, then uses PyTorch's `fully_shard`, Accelerate and the Trainer.
 #
 # **You will be able to**
 #
@@ -42,11 +41,11 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # ## 1 · Where we are going
 #
 # What training keeps for each parameter, in float32 with AdamW: 4 bytes for the parameter, 4 for its gradient, 8 for
-# AdamW's two moments. These 16 bytes are the **model states**. Activations come on top; they depend on the batch, and
-# sharding the states does not change them.
+# AdamW's two moments. These 16 bytes are the **model states**. Activations come on top; sharding the states does not
+# change them.
 #
 # Lesson 11's DDP holds all 16 bytes on every rank, though the copies are equal. **ZeRO** (Zero Redundancy Optimizer)
-# gives each of N ranks a part instead, its **shard**. It comes in three stages.
+# gives each of N ranks a part instead, its **shard**, in three stages.
 
 # %%
 from course_utils.lessons.lesson_12 import figures, task
@@ -55,10 +54,10 @@ teach.show(figures.stages())
 
 # %% [markdown]
 # Each stage divides one state more. **FSDP** (Fully Sharded Data Parallel) is PyTorch's name for stage 3. Each rank
-# still works on rows of its own: shards divide what is kept, not the work.
+# still works on rows of its own.
 #
-# The run that we repeat in every way is the one that lessons 11 to 13 share: a decoder with two layers, batches of 8
-# rows, a few AdamW steps. Its sentences look like this project's own, which it is not trained on:
+# We repeat the run that lessons 11 to 13 share: a decoder with two layers, batches of 8 rows, a few AdamW steps. It
+# trains on sentences like these of this project's own:
 
 # %%
 from course_utils.data.own_text import own_sentences
@@ -72,19 +71,17 @@ parameters = task.reference_parameters()
 print(f"{parameters:,} parameters")
 
 # %% [markdown]
-# What each stage should leave on a rank:
-#
 # | per parameter, fp32 + AdamW | bytes on each of N ranks |
 # |---|---|
 # | DDP | 4 + 4 + 8 = 16 |
 # | ZeRO-1 | 4 + 4 + 8/N |
 # | ZeRO-2 | 4 + (4 + 8)/N |
-# | ZeRO-3, FSDP | 16/N, and for a while what is gathered: the layer being computed, the outer unit (section 2) |
+# | ZeRO-3, FSDP | 16/N, and what is *gathered*, whole for a while: a layer being computed, the outer unit (section 2) |
 #
-# `shared_ranks(2)` are lesson 08's two waiting processes. `train_sharded`, also this course's, trains that run on each
-# rank in the way `kind`. It returns what really ran and what the rank held: states before the last optimizer step, and
-# what was gathered at the end of the forward pass before. `held` looks at the memory behind the tensors and counts each
-# piece once. `expected` is the table as a function. "No resharding" is a setting of section 4.
+# `shared_ranks(2)` are lesson 08's two waiting processes. On each, `train_sharded` trains that run in the way `kind`.
+# It returns what really ran and what the rank held: states before the last optimizer step, and what was gathered when
+# its forward pass ended. `held` counts the memory behind the tensors, each piece once. `expected` is the table as a
+# function. "No resharding" is a setting of section 4.
 
 # %%
 import course_utils.parallel.held as measure
@@ -112,13 +109,12 @@ teach.show(figures.held_bytes(held, formula, parameters))
 teach.claim("measured = formula, state by state, to the byte", held == formula)
 
 # %% [markdown]
-# DDP and `fully_shard` are PyTorch's; the three between are by hand, built in section 2. With more ranks only the
-# divided parts shrink: ZeRO-1 and ZeRO-2 have a floor. ZeRO-3's states have none; what is gathered remains: the outer
-# unit, or all parameters where nothing is freed after the forward pass.
+# DDP and `fully_shard` are PyTorch's; section 2 builds the three between by hand. With more ranks only the divided
+# parts shrink: ZeRO-1 and ZeRO-2 have a floor, and ZeRO-3 has what is gathered.
 #
-# DDP here uses `gradient_as_bucket_view=True`; by default it holds a second copy of the gradients in its buckets.
-# Other number types change the 4, 4 and 8, not the division.
-#
+# DDP here uses `gradient_as_bucket_view=True`; by default its buckets hold a second copy of the gradients.
+
+# %% [markdown]
 # ### Deeper: the planner's sum
 #
 # Lesson 15's **planner** computes such sums for any model from a `Spec`, a description of the run. `task.planned` asks
@@ -155,7 +151,7 @@ teach.check("12.1", prediction)
 #
 # Shards should be equally long, whatever the shapes. So the parameters of a **unit**, a layer for instance, are laid
 # end to end in one buffer, padded to a multiple of N and cut into N slices. The model's parameters become views into
-# the buffer: same numbers, same memory.
+# the buffer.
 
 # %%
 teach.show(figures.cut([(6, 4), (5,), (3, 4)]))
@@ -166,13 +162,13 @@ from course_utils.parallel import zero
 teach.show_source(zero.Unit)
 
 # %% [markdown]
-# Two of lesson 11's collectives do the work. **Reduce-scatter** adds up the ranks' gradients and leaves each rank
-# with its slice of the sum. **All-gather** puts the slices together on every rank.
+# Two of lesson 11's collectives do the work. **Reduce-scatter** leaves each rank with its slice of the summed
+# gradients. **All-gather** puts the slices together on every rank.
 #
 # ### Stage 1: a slice of the optimizer
 #
-# AdamW treats every number for itself, so it can work on any slice. Each rank's optimizer has its own slice only. A
-# step is then: reduce-scatter the gradients, update the slice, all-gather the parameters.
+# AdamW treats every number for itself, so each rank's optimizer can work on its own slice only. A step is then:
+# reduce-scatter the gradients, update the slice, all-gather the parameters.
 
 # %%
 teach.show_source(zero.Zero1)
@@ -180,9 +176,8 @@ teach.show_source(zero.Zero1)
 # %% [markdown]
 # ### Stage 2: the gradients too
 #
-# In stage 1 all gradients lie there until the step, though a rank needs its slice only. Stage 2 reduces a unit as soon
-# as `backward` has finished with it, and drops the rest. PyTorch calls a hook when a parameter's gradient is complete;
-# the unit's last one starts the exchange.
+# A rank needs its slice of the gradients only. Stage 2 reduces a unit as soon as `backward` has finished with it, and
+# drops the rest. PyTorch calls a hook when a parameter's gradient is complete; the unit's last one starts the exchange.
 
 # %%
 teach.show_source(zero.Zero2)
@@ -191,8 +186,7 @@ teach.show_source(zero.Zero2)
 # ### Stage 3: the parameters too
 #
 # A layer needs its whole parameters only while it is computed. So keep slices, **gather** a layer before its forward
-# pass, **free** it afterwards, gather it again for the backward pass. Hooks around each layer do it. Freeing takes the
-# memory away from under the views; gathering gives it back.
+# pass, **free** it afterwards, gather it again for the backward pass.
 
 # %%
 teach.show_source(zero.Zero3)
@@ -200,9 +194,9 @@ teach.show_source(zero.fetch)
 teach.show_source(zero.free)
 
 # %% [markdown]
-# One step over time. On a GPU the network runs ahead and gathers the next layer while this one is computed. The outer
-# unit is what belongs to no layer: here the embedding, whose matrix is the output layer's too, and the last norm. It
-# stays gathered from its first use to its last.
+# One step over time. On a GPU the network runs ahead and gathers the next layer while this one is computed. The
+# **outer unit** is what belongs to no layer: here the embedding, whose matrix is the output layer's too, and the last
+# norm. It stays gathered from its first use to its last.
 
 # %%
 teach.show(figures.one_step())
@@ -227,18 +221,17 @@ sizes = {rank["world_size"] for both in runs.values() for rank in both}
 teach.claim("every run had two ranks that met", sizes == {2})
 
 # %% [markdown]
-# Why not bit for bit? Two ranks sum in another order than one process. In float32 that shows in the last digits, and
-# where a gradient is nearly zero AdamW's ratio enlarges it. The bound on the weights is a tenth of one step at the
-# learning rate of 1e-3.
+# Why not bit for bit? Two ranks sum in another order than one process. That shows in the last digits, and AdamW
+# enlarges it where a gradient is nearly zero. The bound on the weights is a tenth of one step at learning rate 1e-3.
 #
 # Why the gradients' lengths? AdamW divides by their size, so a lost factor (a mean in place of a sum) hardly moves the
 # weights. SGD and clipping would notice.
 #
 # ### Exercise 12.2 · write
 #
-# Shard one layer by hand, with the ranks played by a list. `weight` has any shape. `gradients[r]` is rank r's gradient
-# of it; the step needs their **sum**. Return the list of slices after one step of plain SGD, one flat tensor per rank,
-# all equally long, padded with zeros. `weight` itself may be changed.
+# Shard one layer by hand. `weight` has any shape. `gradients[r]` is rank r's gradient of it; the step needs their
+# **sum**. Return the list of slices after one step of plain SGD, one flat tensor per rank, all equally long, padded
+# with zeros. `weight` itself may be changed.
 
 
 # %%
@@ -253,9 +246,8 @@ teach.check("12.2", sharded_step)
 # %% [markdown]
 # ## 3 · What it costs: traffic
 #
-# Memory is paid for with communication. This course's `Exchanged` notes every collective that torch calls, with the
-# number of elements. An all-gather or a reduce-scatter of n elements moves n. An
-# all-reduce is one after the other, so 2n. With N ranks in a ring each sends (N-1)/N of that.
+# This course's `Exchanged` notes every collective that torch calls, with the number of elements. An all-gather or a
+# reduce-scatter of n elements moves n. An all-reduce is one after the other, so 2n.
 
 # %%
 steps = {name: ranks(task.exchanged_in_a_step, **way)[0] for name, way in ways.items()}
@@ -267,8 +259,9 @@ teach.claim("ZeRO-3 moves between 2.5 and 3", 2.5 < moved["ZeRO-3"] <= 3)
 teach.claim("ours = fully_shard", moved["ZeRO-3"] == moved["fully_shard"])
 
 # %% [markdown]
-# The ZeRO paper calls the number of parameters $\Psi$: stages 1 and 2 move $2\Psi$ as DDP does, so what they save costs
-# no traffic; stage 3 moves $3\Psi$. We count a little less, because the outer unit is gathered once, not twice.
+# What stages 1 and 2 save costs no traffic. The ZeRO paper ([Rajbhandari et al.
+# 2020](https://arxiv.org/abs/1910.02054)) counts 3 numbers per parameter for stage 3; here it is less, because the
+# outer unit is gathered once, not twice.
 #
 # With accumulation the stages differ more. DDP can wait with its exchange until the last micro-batch. ZeRO-2 keeps no
 # whole gradients, so it reduces after every one, and ZeRO-3 gathers for every one as well. Two micro-batches:
@@ -287,8 +280,8 @@ teach.claim("stage 3 moves twice as much", doubled)
 # ## 4 · The real one: `fully_shard`
 #
 # `fully_shard(module)` makes a module's parameters into shards and adds the hooks, in place. Call it on each layer,
-# then on the whole model, which takes what is left. The class gets "FSDP" in front. Two helpers of this course:
-# `join` lets the ranks meet and returns this rank's device; `my_rows` is this rank's part of a batch.
+# then on the whole model, which takes what is left. Our `join` lets the ranks meet and returns this rank's device; our
+# `my_rows` is this rank's part of a batch.
 
 # %%
 import torch
@@ -322,9 +315,9 @@ for name, value in looks[0].items():
 
 # %% [markdown]
 # A **DTensor** (distributed tensor) is one tensor that lies on several ranks. It knows its whole `shape`, the **mesh**
-# of ranks, and a **placement** for each dimension of the mesh: `Shard(0)` is cut along dimension 0, `Replicate()` is
-# whole on every rank. `to_local()` is this rank's part. FSDP2 cuts each parameter by rows, not a flat buffer: every
-# parameter keeps its name and shape, and rows that do not divide give parts of different lengths.
+# (its ranks as a grid), and a **placement** for each dimension of the mesh: `Shard(0)` is cut along dimension 0,
+# `Replicate()` is whole on every rank. `to_local()` is this rank's part. `fully_shard`, also called **FSDP2**, cuts
+# each parameter by rows, not a flat buffer: every parameter keeps its name and shape, and parts may differ in length.
 
 # %%
 shapes = {"down_proj (64, 160)": [rank["local"] for rank in looks]}
@@ -336,8 +329,8 @@ teach.claim("the ranks' rows make up the whole", together == [64, 5])
 # %% [markdown]
 # ### What to wrap
 #
-# What you wrap is what is gathered at once. Below, gathered memory is measured after each operation of a step, on a
-# decoder with six layers, for three choices. `shard` is this course's.
+# What you wrap is gathered at once. Three choices on a decoder with six layers, the gathered memory measured after each
+# operation of a step:
 
 # %%
 teach.show_source(shard)
@@ -357,22 +350,20 @@ teach.claim("the others gather all at some time", others == (1, 1))
 # %% [markdown]
 # - **Per layer** is the usual choice: the peak is the outer unit and one layer. On a GPU, where the next layer is
 #   gathered ahead, count two.
-# - **`reshard_after_forward=False`** keeps what was gathered until the backward pass. That saves an all-gather:
-#   section 3's "no resharding". While it computes, a rank holds all parameters, as in ZeRO-2.
+# - **`reshard_after_forward=False`** keeps what was gathered until the backward pass: all parameters, as in ZeRO-2.
+#   That saves an all-gather (section 3's "no resharding").
 # - **One unit** is the mistake: the whole model is there whenever it computes. It happens with `fully_shard(model)`
 #   alone, and with Accelerate's wrapping policy `NO_WRAP`.
 #
-# The default, `None`, reshards the layers and not the root, the module sharded last. An explicit `True` for the root
-# reshards that too, and the outer unit is then gathered twice. Whole gradients come on top in the backward pass:
-# a unit's until they are reduced, the outer unit's from the head to the embedding.
+# In the backward pass a unit's whole gradients come on top, until they are reduced.
 #
 # ### Exercise 12.3 · vary
 #
-# Larger units mean fewer and larger exchanges, and more gathered memory. A model has `num_layers` layers of `layer`
-# parameters each and `outside` parameters beside them. All is float32 with AdamW on `gpus` GPUs. A unit is k layers,
-# and k divides `num_layers`. At the peak a GPU holds its shards of the states, the outer unit and **two** units: one is
-# computed, the next one gathered. With k = `num_layers` there is only one. Leave out whole gradients and activations,
-# and do not round shards. Which k is the largest that fits into `budget` bytes? 0 if none does.
+# Larger units mean fewer exchanges and more gathered memory. A model has `num_layers` layers of `layer` parameters each
+# and `outside` parameters beside them. All is float32 with AdamW on `gpus` GPUs. A unit is k layers, and k divides
+# `num_layers`. At the peak a GPU holds its shards of the states, the outer unit and **two** units: one is computed, the
+# next one gathered. With k = `num_layers` there is only one. Leave out whole gradients and activations, and do not
+# round shards. Return the largest k that fits into `budget` bytes, 0 if none does.
 
 
 # %%
@@ -387,9 +378,9 @@ teach.check("12.3", layers_per_unit)
 # ### Precision and offload
 #
 # `MixedPrecisionPolicy` says in which type a unit is gathered and computed (`param_dtype`) and in which gradients are
-# summed (`reduce_dtype`). The shards stay float32, and so does the optimizer. `CPUOffloadPolicy` keeps the shards in
-# the host's memory and brings them to the GPU unit by unit. It pins that memory (fixes it in place, for fast copies),
-# where there is a GPU. `Peak` is ours: the largest value of a function after any operation of a block.
+# summed (`reduce_dtype`). The shards and the optimizer stay float32. `CPUOffloadPolicy` keeps the shards in the host's
+# memory and brings them to the GPU unit by unit; with `True` it pins that memory (fixes it in place, for fast copies).
+# `Peak` is ours: a function's largest value after any operation of a block.
 
 # %%
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
@@ -434,14 +425,14 @@ teach.claim("offloaded shards lie on the CPU", offloaded, when=has_gpus)
 #
 # | | sharded | full |
 # |---|---|---|
-# | each rank writes | its shard, at once | rank 0 everything, the others nothing (below) |
-# | memory | no more than it has | rank 0 needs the whole model |
+# | each rank writes | its shard, at once | rank 0 everything, the others nothing |
+# | memory | its shard | on rank 0 the whole model |
 # | to read | `torch.distributed.checkpoint` (DCP), any number of ranks | anybody |
 #
 # `get_model_state_dict` gives either. **Every rank must call it**: gathering is a collective, and with
 # `if rank == 0:` around it rank 0 waits until the backend's timeout. With `full_state_dict=True` alone every rank gets
-# everything; only `cpu_offload=True` beside it leaves the others an empty dict. Here the reference run trains
-# `max_steps` steps under `fully_shard` and saves in both ways.
+# everything; only `cpu_offload=True` beside it leaves the others an empty dict. The reference run trains `max_steps`
+# steps and saves in both ways:
 
 # %%
 import torch.distributed.checkpoint as dcp
@@ -478,13 +469,13 @@ print("tensors in the full state dict:", saved)
 print(sorted(path.name for path in Path(scratch.name, "sharded").iterdir()))
 
 # %% [markdown]
-# There are 25 names for 24 parameters: the output layer's matrix is the embedding's (they are *tied*). One file per
-# rank, and `.metadata`, written last: which piece of which tensor lies where.
+# There are 25 names for 24 parameters: the output layer's matrix is the embedding's (they are *tied*). `.metadata`,
+# written last, says which piece of which tensor lies in which file.
 #
 # ### Goes wrong: loading into nothing
 #
-# `dcp.load(state_dict, checkpoint_id=...)` reads into the tensors that are there already. It asks the state dict what
-# is wanted. An empty one wants nothing:
+# `dcp.load(state_dict, checkpoint_id=...)` reads into the tensors that the state dict holds already. An empty one asks
+# for nothing:
 
 # %%
 sharded = f"{scratch.name}/sharded"
@@ -503,9 +494,9 @@ teach.claim("into a model's state dict: all tensors, bit for bit", same)
 # %% [markdown]
 # ### A Hugging Face folder
 #
-# `from_pretrained` reads safetensors and a `config.json`, and knows nothing of DCP. `convert_checkpoint` makes the one
-# from the other, in one process without a GPU. It compares every name and shape with the configuration and writes the
-# folder completely or not at all. In a terminal: `python -m course_utils.recipes.convert --help`.
+# `from_pretrained` reads safetensors and a `config.json`, no DCP. `convert_checkpoint` makes the one from the other, in
+# one process without a GPU, and compares every name and shape with the configuration. In a terminal:
+# `python -m course_utils.recipes.convert --help`.
 
 # %%
 from transformers import AutoModelForCausalLM
@@ -538,9 +529,9 @@ for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_TRANSFORMER_CLS_TO_WRA
 # `TrainingArguments(fsdp=True, fsdp_config={...})`, with the same keys less the `fsdp_`, except for offload (section
 # 7). Sections 6 and 7 hold for transformers 5.23 and accelerate 1.15.
 #
-# **On this machine.** Accelerate shards on GPUs only. Asked for FSDP on CPU ranks it trains with DDP and says nothing.
-# So `train_sharded` makes the ranks look like GPUs to it (`sharded.rehearsal`): one label is changed, the rest is
-# Accelerate's own code. Where there are GPUs nothing is changed. First without, then with:
+# **On this machine.** Asked for FSDP on CPU ranks, Accelerate trains with DDP and says nothing. So `train_sharded`
+# makes CPU ranks look like GPUs to it (`sharded.rehearsal`): one label is changed, the rest is Accelerate's own code.
+# First without, then with, and **FSDP1**, the older FSDP, without Accelerate (type None):
 
 # %%
 asked = {
@@ -578,18 +569,16 @@ teach.claim("8 bytes per parameter where it shards", equal[1:] == [8, 8, 8])
 
 # %% [markdown]
 # The silent DDP run has the right losses and exit code 0. Only the wrapper, the type and the bytes give it away. Look
-# at these after every first run, on GPUs too. FSDP1, the older FSDP, runs here without Accelerate (type None).
+# at these after every first run, on GPUs too.
 #
-# No cell is skipped on another system. This was run on Linux; on Windows use WSL, which is one. macOS is untried: DDP
-# and ZeRO by hand are plain gloo as here, but `fully_shard` without a `mesh` takes torch's accelerator, on Apple's
-# chips the GPU, which gloo does not serve.
+# macOS is untried: there `fully_shard` takes Apple's GPU, which gloo does not serve.
 #
 # ## 7 · What goes wrong, silently
 #
 # ### An optimizer made too early
 #
 # `fully_shard` replaces the parameters. An optimizer that was made before holds the old ones, which nobody uses any
-# more. Six steps (without `2 *`: AdamW hardly notices), and what has changed in the weights:
+# more. Six steps (without section 5's `2 *`, which AdamW hardly notices), and what has changed in the weights:
 
 # %%
 from course_utils.parallel.sharded import whole_weights
@@ -665,11 +654,7 @@ teach.claim("a misspelt key in the YAML changes nothing", ignored)
 # | `reshard_after_forward: SHARD_GRAD_OP`, version 1, YAML | FULL_SHARD | `fsdp_sharding_strategy` |
 # | `fsdp_offload_params` in `TrainingArguments` | no offload | `cpu_offload` |
 # | a misspelt key | the default | look at what it resolved to |
-# | a YAML list of layer classes | a class named `['Qwen3DecoderLayer']` | a string, commas between |
-# | FSDP on CPU ranks | DDP | GPUs; here `rehearsal` |
-#
-# The list at least raises later: the model has no such class. No class at all is harmless in the Trainer: the model's
-# own `_no_split_modules` are taken, here `Qwen3DecoderLayer`.
+# | a YAML list of layer classes | a class named `['Qwen3DecoderLayer']`: raises later | a string, commas between |
 #
 # ### Exercise 12.4 · debug
 #
@@ -699,9 +684,9 @@ teach.check("12.4", repaired)
 #
 # The objective of this lesson: make a model ready to be trained in shards. `model` is a decoder with its layers in
 # `model.model.layers`. Make one unit per layer and one for the rest. The backward pass begins with the last layers, so
-# the last `keep` of them stay gathered after the forward pass; the other layers reshard. Compute in bfloat16, sum
-# gradients in float32; AdamW with learning rate `lr`. Return the model and the optimizer. The checker runs it in this
-# process as one of four ranks.
+# the last `keep` of them stay gathered after the forward pass; the others reshard. Compute in bfloat16, sum
+# gradients in float32; AdamW with learning rate `lr`. Return the model and the optimizer. The checker pretends that
+# this process is one of four ranks.
 
 
 # %%
@@ -715,8 +700,8 @@ teach.check("12.5", shard_for_training)
 # %% [markdown]
 # ## 8 · What the model does now
 #
-# The model of section 5, read by `from_pretrained`. How surprised is it by this project's own sentences, in nats per
-# token, before and after? None of them is in its training text.
+# The model of section 5, read by `from_pretrained`. How surprised is it by this project's own sentences (loss in nats
+# per token), before and after training?
 
 # %%
 from course_utils.data import load_classification
@@ -736,7 +721,7 @@ teach.claim("none of the sentences was trained on", trained_on.isdisjoint(senten
 #
 # Before `fully_shard` there was the class `FullyShardedDataParallel`. It flattens units as we did in section 2 and
 # wraps modules, so parameter names get `_fsdp_wrapped_module.` inside. Transformers calls it deprecated. You will meet
-# it in older scripts:
+# it in older scripts. Their words, and today's:
 #
 # | FSDP1, or elsewhere | today |
 # |---|---|
@@ -749,8 +734,13 @@ teach.claim("none of the sentences was trained on", trained_on.isdisjoint(senten
 # | `FSDP.state_dict_type(model, ...)` | `get_model_state_dict` |
 # | `fsdp="full_shard auto_wrap"` in TrainingArguments | `fsdp=True` and `fsdp_config` |
 #
-# It runs on gloo, as section 6 shows. Its checkpoints do not resume exactly on CPU ranks, and its offloading does not
-# work there, so neither is shown. What it keeps of a parameter is a piece of the flat buffer; 0 means that the
+# `reshard_after_forward=None`, the default, reshards the layers and not the root, the module sharded last. An explicit
+# `True` for the root reshards that too, and the outer unit is then gathered twice.
+#
+# Without a layer class the Trainer takes the model's own `_no_split_modules`, here `Qwen3DecoderLayer`.
+#
+# FSDP1 runs on gloo, as section 6 shows. Its checkpoints do not resume exactly on CPU ranks, and its offloading does
+# not work there, so neither is shown. What it keeps of a parameter is a piece of the flat buffer; 0 means that the
 # parameter lies wholly in the other rank's half:
 
 # %%
@@ -965,16 +955,16 @@ scratch.cleanup()
 #   all-gather.
 # - Save shards from all ranks; convert in one process. `dcp.load({})` loads nothing.
 # - Assert type, wrapper and local shapes after the start.
-#
-# ## Quiz
 
 # %% [markdown]
+# ## Quiz
+#
 # **1.** Your model's states need 160 GB and you have 8 GPUs of 40 GB. Does ZeRO-1 help, with fp32 and AdamW?
 #
 # <details><summary>Answer</summary>
 #
 # No. 160 GB are 16 bytes for each of 10 billion parameters. ZeRO-1 keeps 4 + 4 + 1 = 9 bytes, 90 GB. ZeRO-2 keeps 4 +
-# 12/8 = 5.5 bytes, 55 GB: still too much. ZeRO-3 keeps 2 bytes, 20 GB, and leaves room for activations.
+# 12/8 = 5.5, 55 GB: still too much. ZeRO-3 keeps 2, 20 GB, and leaves room for activations.
 #
 # </details>
 
@@ -983,8 +973,8 @@ scratch.cleanup()
 #
 # <details><summary>Answer</summary>
 #
-# Four times: a unit's whole gradients are dropped after every backward pass, so they must be reduced before. The sums
-# add up in the slice. Parameters are gathered once, after the step: 4 + 1 = 5 numbers per parameter instead of 2.
+# Four times: a unit's whole gradients are dropped in every backward pass, so they must be reduced before. Parameters
+# are gathered once, after the step: 4 + 1 = 5 numbers per parameter instead of 2.
 #
 # </details>
 
@@ -999,4 +989,4 @@ scratch.cleanup()
 # </details>
 #
 # **Next:** [lesson 13](13_deepspeed.ipynb) does the same with DeepSpeed: its JSON file, ZeRO with offload, and what
-# "auto" fills in. Lesson 15's planner chooses between them from sizes.
+# "auto" fills in.

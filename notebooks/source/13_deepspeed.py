@@ -13,13 +13,13 @@
 # %% [markdown]
 # # 13 · DeepSpeed: ZeRO behind one JSON
 #
-# Lesson 12 cut optimizer state, gradients and weights into slices by hand, and let FSDP do it. DeepSpeed is the library
+# Lesson 12 cut optimizer state, gradients and weights into slices: by hand, then with FSDP. DeepSpeed is the library
 # that ZeRO was written for. A JSON file tells it what to cut and where to keep it. This lesson measures what its lines
-# do, and shows some that do something else than they seem to.
+# do. Some do not do what they seem to.
 #
 # **You will be able to**
 #
-# - train through DeepSpeed's engine, the Trainer and Accelerate, and show that the run equals that of one process;
+# - train through DeepSpeed's engine, the Trainer and Accelerate, and show that the run equals one process's;
 # - predict what each rank holds in ZeRO-1, 2 and 3, with and without offloading, and choose a stage for a budget;
 # - say who replaces the `"auto"` values of a JSON, and by what;
 # - find the lines of a JSON that change a run without an error;
@@ -50,9 +50,9 @@ from course_utils.lessons.lesson_13 import figures, runs
 teach.show(figures.flow())
 
 # %% [markdown]
-# The run is the one that lessons 11 and 12 repeat (`course_utils/parallel/reference.py`): a decoder of P (119,232)
-# parameters without dropout, AdamW, batches of 8 rows of unequal length. It trains on the sentences of lesson 01's
-# task. These are of the same kind, from this project's docstrings:
+# The run is that of lessons 11 and 12 (`course_utils/parallel/reference.py`): a decoder of P = 119,232 parameters
+# without dropout, AdamW, batches of 8 rows of unequal length. It trains on lesson 01's sentences. These are of their
+# kind, from this project's docstrings:
 
 # %%
 import torch
@@ -68,12 +68,11 @@ print({name: tuple(value.shape) for name, value in first["batch"].items()})
 print("targets on rank 0 and rank 1:", *first["targets"])
 
 # %% [markdown]
-# `runs.LessonRanks()` gives lesson 08's two ranks. DeepSpeed needs Linux: on Windows and macOS the cells show results
-# of a Linux machine. With a GPU for each rank they use NCCL, here gloo.
+# `runs.LessonRanks()` gives lesson 08's two ranks, here on gloo; with a GPU each they use NCCL. DeepSpeed needs Linux:
+# elsewhere the cells show recorded results.
 #
-# The finished thing first: one run in each of DeepSpeed's stages, two micro-batches a step, and what rank 0 holds
-# between them. Stage 0 is plain data parallel. "Master copies" are a second copy of the weights, kept for the update
-# (section 4, which also says why ZeRO-2 is a little beyond the marks).
+# The result first, in DeepSpeed's four stages; stage 0 is plain data parallel. "Master copies" are a second copy of the
+# weights, kept for the update. (Section 4 says why ZeRO-2 is a little beyond the marks.)
 
 # %%
 from course_utils.parallel.deepspeed_runs import train_engine
@@ -97,12 +96,11 @@ teach.claim("two ranks met, and the engine ran on both", met and engines)
 
 # %% [markdown]
 # `shards`: of the embedding's 512 x 64 numbers a rank keeps half, in one row; its optimizer works on half of all P. A
-# launcher exits with code 0 either way; these values come from the ranks themselves.
+# launcher's exit code 0 proves nothing; these values come from the ranks.
 #
 # ## 2 · The JSON, line by line
 #
-# The numbers of the batch, a permission for torch's optimizer, and the block `zero_optimization`. As a function of the
-# number of ranks:
+# This lesson's JSON, as a function of the number of ranks (section 5 explains the threshold):
 
 
 # %%
@@ -124,7 +122,7 @@ def make_config(stage, size, accumulation=1):
 print(make_config(2, size=2))
 
 # %% [markdown]
-# A larger one, for GPUs:
+# A larger one, for GPUs, explained:
 
 # %%
 teach.show(figures.annotated(runs.LARGER))
@@ -134,8 +132,8 @@ teach.show(figures.annotated(runs.LARGER))
 #
 # $$\text{train\_batch\_size} = \text{micro batch} \times \text{accumulation} \times \text{ranks}$$
 #
-# Give two, and DeepSpeed computes the third; give three that contradict each other, and it raises. `begin` makes the
-# process a rank that DeepSpeed knows, without compiling C++ where there is no GPU.
+# Given two, DeepSpeed computes the third; three that contradict each other raise. (`begin` makes the process a rank of
+# DeepSpeed's.)
 
 
 # %%
@@ -161,12 +159,12 @@ teach.claim("4 rows x 2 micro-batches x 2 ranks are 16", "16 rows" in derived)
 # %% [markdown]
 # ## 3 · The engine: three calls in the loop
 #
-# `deepspeed.initialize` returns four things, of which the engine is the first. What changes in the loop:
+# `deepspeed.initialize` returns the engine first. What changes in the loop:
 #
 # - `engine.backward(loss)` instead of `loss.backward()`. It divides by the micro-batches of a step and averages over
 #   the ranks. Our loss is divided by the targets of *all* rows already: hence `* size * accumulation`.
 # - `engine.step()` clips, updates, and sets gradients to zero. Call it after *every* micro-batch: the engine counts
-#   them, and acts at the last one of a step only.
+#   them, and acts only at a step's last.
 # - No `optimizer.step()`, no `zero_grad()`, no `no_sync()`.
 
 
@@ -207,9 +205,8 @@ def train_zero(stage, source, max_steps, seed, accumulation=2, scaled=True):
 
 
 # %% [markdown]
-# `facts` collects what ran, and how far losses and final weights are from `train_alone`, the loop of one process. We
-# compare the norm of the first step's gradient too (`first_norm` is one process's), and repeat a run without the
-# factor: which check notices?
+# `facts` collects what ran, and how far losses and final weights are from one process's (`train_alone`). We also
+# compare the norm of the first step's gradient, and repeat a run without the factor: which check notices?
 
 # %%
 due = runs.first_norm(seed, source)
@@ -231,13 +228,13 @@ quarter = abs(unscaled["norms"][0] / due - 1 / 4) < 1e-4
 teach.claim("no factor: losses within 1e-3, norm a quarter", blind and quarter)
 
 # %% [markdown]
-# The stages change where numbers lie, not which numbers. What is left is the order of float32 sums. AdamW divides a
-# gradient by its own size, so that a wrong factor shows only against its small constant eps: a little, in losses and
-# weights. The norm shows it at once, and clipping would go by it.
+# The stages change where numbers lie, not which numbers. What differs is the order of float32 sums. AdamW divides a
+# gradient by its own size: a wrong factor shows only against its small constant eps, a little, in losses and weights.
+# The norm shows it at once, and clipping would go by it.
 #
 # ## 4 · What each rank holds
 #
-# The first figure's bars as a formula. In fp32 with AdamW, P parameters, N ranks, between two micro-batches:
+# Section 1's bars as a formula: fp32, AdamW, P parameters, N ranks, between two micro-batches.
 #
 # | bytes | stage 0 | 1 | 2 | 3 |
 # |---|---|---|---|---|
@@ -247,8 +244,8 @@ teach.claim("no factor: losses within 1e-3, norm a quarter", blind and quarter)
 # | AdamW's two moments | 8 P | 8 P/N | 8 P/N | 8 P/N |
 #
 # A **master copy** is the fp32 copy of a rank's slice of the weights, on which the optimizer works. It makes sense in
-# 16 bit: weights and gradients take 2 bytes each there, too coarse for small updates. In fp32 it repeats the slice.
-# The planner, lesson 15's program that computes a run before a GPU is rented, must agree with the ranks:
+# 16 bit, where weights are too coarse for small updates. In fp32 it repeats the slice. Lesson 15's **planner** computes
+# a run before a GPU is rented. It must agree with the ranks (measured / planned):
 
 # %%
 plans = {stage: runs.planned(stage) for stage in stages}
@@ -268,8 +265,8 @@ teach.claim("gradients of stages 0, 1 and 3, too", grads, when=on_cpu)
 teach.claim("stage 2's gradients: within one tensor of it", 0 < gap < largest)
 
 # %% [markdown]
-# (Measured / planned; `when`: judged on CPU ranks only.) Stage 2 cuts the row of all gradients in the middle, which
-# lies inside a tensor. Between micro-batches each rank keeps that tensor whole.
+# Stage 2 cuts the row of all gradients in the middle, inside a tensor. Between micro-batches each rank keeps that
+# tensor whole.
 #
 # ### Exercise 13.1 · predict
 #
@@ -285,12 +282,11 @@ teach.check("13.1", prediction)
 # %% [markdown]
 # ### Offloading
 #
-# What is idle most of the time can wait elsewhere. `"offload_optimizer": {"device": "cpu"}` keeps the master copies,
-# the moments and the reduced gradients in the machine's memory, and the CPU makes the update (ZeRO-Offload).
-# `"offload_param"`, stage 3 only, keeps the slices of the weights there too. With an offloaded optimizer DeepSpeed
-# raises unless it is its own AdamW for the CPU, which is compiled at first use. `"zero_force_ds_cpu_optimizer": false`
-# admits torch's. For CPU ranks both memories are the same. What shows is the equality, and that gradients moved to the
-# master copies:
+# Idle states can wait elsewhere. `"offload_optimizer": {"device": "cpu"}` keeps the master copies, the moments and the
+# reduced gradients in the machine's memory, and the CPU makes the update (ZeRO-Offload). `"offload_param"`, stage 3
+# only, keeps the slices of the weights there too. An offloaded optimizer must be DeepSpeed's own AdamW for the CPU,
+# compiled at first use, or DeepSpeed raises; `"zero_force_ds_cpu_optimizer": false` admits torch's. CPU ranks have one
+# memory only: here gradients just move to the master copies.
 
 # %%
 quick = {"source": source, "seed": seed, "steps": 3}
@@ -302,8 +298,8 @@ far = max(rank["from_alone"] for rank in [*second, *third])
 teach.claim("offloaded runs equal one process within 5e-5", far < 5e-5)
 
 # %% [markdown]
-# What it is for, the planner shows. Qwen3-32B on one machine of eight H100, 79.6 GiB each, and 2 TiB of its own; bf16,
-# activations recomputed, 2,048 tokens a GPU and step:
+# The planner shows what it is for: Qwen3-32B on one machine of eight H100, 79.6 GiB each, with 2 TiB of its own; bf16,
+# activations recomputed, 2,048 tokens a GPU and step.
 
 # %%
 large = runs.offload_plans("Qwen/Qwen3-32B")
@@ -322,14 +318,15 @@ teach.claim("2,048 tokens: offloading costs over 5x", slow[1] > 5 * slow[0])
 
 # %% [markdown]
 # The 20 bytes at the update: 2 for a weight, 2 for its gradient and 4 for that in fp32, 4 for the master copy, 8 for
-# the moments. (FSDP2 needs 16, and fits: section 10.) The CPU updates once a step: accumulation shrinks the factor.
+# the moments. The CPU updates once a step, so with accumulation it costs less.
 #
-# **ZeRO-Infinity**: with `"device": "nvme"`, and a folder on a fast disk, each step reads and writes master copies and
-# moments there.
-#
+# A third place is a disk, `"device": "nvme"` (**ZeRO-Infinity**).
+
+# %% [markdown]
 # ### Deeper: what a disk costs
 #
-# 12 bytes a parameter, read and written once a step. The disk's speed is an assumption:
+# With `"device": "nvme"` and a folder on a fast disk each step reads master copies and moments there, and writes them
+# back: 12 bytes a parameter. The disk's speed is an assumption:
 
 # %%
 moved = 2 * 12 * large["ZeRO-3"].parameters  # bytes a step, by all ranks of the machine
@@ -340,11 +337,13 @@ for speed in (3e9, 10e9):  # bytes/s: one NVMe disk, several together
 # %% [markdown]
 # That is bearable when a step accumulates many micro-batches, and hopeless when it holds one. NVMe offloading needs the
 # library libaio and a GPU: it cannot be rehearsed here.
-#
+
+# %% [markdown]
 # ## 5 · A threshold that is a trap
 #
-# `stage3_param_persistence_threshold`: tensors with up to so many elements stay whole on all ranks, because gathering
-# small ones costs more than it saves. The default is 100,000. For a model like ours:
+# Tensors with up to `stage3_param_persistence_threshold` elements stay whole on all ranks: gathering small ones costs
+# more than it saves. The default is 100,000. (Exercise 13.2 also has `stage3_prefetch_bucket_size`: elements
+# gathered ahead.) For our model:
 
 # %%
 default = {n: ranks(train_engine, stage=n, **quick)[0] for n in (0, 1, 2, 3)}
@@ -359,10 +358,11 @@ teach.claim("threshold 0: half of the weights", cut == 4 * P // 2)
 teach.claim("default: all weights and the slice besides", whole == 4 * P + cut)
 
 # %% [markdown]
-# By default no tensor of this model is freed, and the slices come on top. The run is right, says ZeRO-3, and holds more
-# weights than DDP; only the other states shrink. On a large model the default is fine: only norms, biases and LoRA's
-# matrices (16 x 4,096) are that small.
-#
+# By default no tensor of this model is freed, and the slices come on top: the run calls itself ZeRO-3, but holds more
+# weights than DDP. On a large model the default is fine: only norms, biases and LoRA's matrices (16 x 4,096)
+# are that small.
+
+# %% [markdown]
 # ### Deeper: buckets
 #
 # `reduce_bucket_size` says how many gradients are collected before they are exchanged, in elements. Large buckets mean
@@ -384,11 +384,12 @@ teach.claim("4,096 elements: over ten calls", min(most.values()) > 10)
 # %% [markdown]
 # A tensor that is larger than the bucket goes alone. ZeRO-2 has one call more at 4,096, since its cut goes through such
 # a tensor, which is sent in two pieces.
-#
+
+# %% [markdown]
 # ## 6 · "auto": who fills it in
 #
 # In a JSON for Hugging Face a value may be the word `"auto"`. DeepSpeed does not know it: the Trainer replaces it from
-# `TrainingArguments`, Accelerate from what `prepare` is given. The same JSON through both:
+# `TrainingArguments`, Accelerate from what `prepare` is given.
 #
 # ```python
 # args = TrainingArguments(..., deepspeed="zero3.json")   # or a dict
@@ -399,8 +400,8 @@ teach.claim("4,096 elements: over ten calls", min(most.values()) > 10)
 # model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 # ```
 #
-# `train_trainer` and `train_accelerate` repeat the reference with these lines, and return the resolved JSON; `fill_in`
-# the Trainer's for a model of width 96 instead of 64, without training.
+# `train_trainer` and `train_accelerate` repeat the reference run with these lines and return the resolved JSON.
+# `fill_in` returns the Trainer's for a width of 96 instead of 64, without training.
 
 # %%
 from course_utils.parallel.deepspeed_hf import (
@@ -424,19 +425,18 @@ teach.claim("the Trainer's weights equal one process's within 5e-5", near)
 
 # %% [markdown]
 # The Trainer was called with `per_device_train_batch_size=4` and `max_grad_norm=0`. Accelerate took the batch size from
-# the loader; without a loader in `prepare` it raises. Clipping in an Accelerate loop is a call,
-# `accelerator.clip_grad_norm_`, so that `prepare` has no number for it and fills in 1.0. With DeepSpeed that call does
-# not clip: it returns the norm, and the engine clips by the JSON. Write the number there. (By Accelerate's source;
-# measured is the 1.0.)
+# the loader; without a loader in `prepare` it raises. Clipping is a call in an Accelerate loop,
+# `accelerator.clip_grad_norm_`, so `prepare` has no number for it and fills in 1.0. With DeepSpeed that call only
+# returns the norm (by its source, not measured here); the engine clips, by the JSON. Write the number there.
 #
 # A number in the JSON must agree with `TrainingArguments`, or the Trainer raises.
 #
 # ### Exercise 13.2 · write
 #
 # Replace `"auto"` as the Trainer does. `known` has `micro`, `accumulation`, `ranks`, `max_grad_norm`, `bf16` and
-# `hidden_size`. Find from the two widths in the table, 64 and 96, which formulas gave the three sizes at its end (one
-# is rounded down). `config` is nested as printed above. What is not `"auto"` stays. Return a new config, leave the
-# given one as it is.
+# `hidden_size`. Find the formulas of the three sizes at the table's end from its two widths, 64 and 96 (one is rounded
+# down). `config` is nested as printed above. What is not `"auto"` stays. Return a new config; leave the given one
+# alone.
 
 
 # %%
@@ -451,9 +451,8 @@ teach.check("13.2", fill_auto)
 # %% [markdown]
 # ## 7 · ZeRO-3: the JSON must come before the model
 #
-# A model that does not fit on one rank must never be whole there. `from_pretrained` can build it in slices, if it
-# knows that ZeRO-3 is coming. It looks for a `HfDeepSpeedConfig`, a small object that `TrainingArguments` makes of
-# the JSON. So the order of two lines decides:
+# A model that does not fit on one rank must never be whole there. `from_pretrained` builds it in slices if it finds a
+# `HfDeepSpeedConfig`, a small object that `TrainingArguments` makes of the JSON. So the order of two lines decides:
 
 # %%
 teach.show(figures.gathering())
@@ -475,15 +474,15 @@ teach.claim("model first: all P on each rank", all(r["whole"] == P for r in bad)
 
 # %% [markdown]
 # No error: the engine cuts the model later, if the rank has survived until then. Without the Trainer, make the object
-# yourself, `ds = HfDeepSpeedConfig(config)`, before `from_pretrained`, and keep it: transformers has only a weak
-# reference to it.
+# yourself before `from_pretrained`, `ds = HfDeepSpeedConfig(config)`, and keep it: transformers holds only a weak
+# reference.
 #
 # ## 8 · What goes wrong
 #
 # None of the mistakes measured here raises an error.
 #
-# **A line that is missing.** `gradient_clipping` left out meant "no clipping" until mid-2026. In DeepSpeed 0.19.8, used
-# here, it does not:
+# **A line that is missing.** `gradient_clipping` left out meant "no clipping" until
+# [June 2026](https://github.com/deepspeedai/DeepSpeed/pull/8068). In DeepSpeed 0.19.8, used here, it does not:
 
 # %%
 unsaid = ranks(train_engine, stage=2, without=["gradient_clipping"], **quick)[0]
@@ -498,7 +497,7 @@ teach.claim("by Accelerate's auto they are, too", auto < 1e-5)
 
 # %% [markdown]
 # **Micro-batches that nobody counts.** The JSON says 2 micro-batches of 2 rows on each rank. One loop calls
-# `engine.step` once for both, as in torch; another gives half of the rows. Four batches, rows counted on both ranks:
+# `engine.step` once for both, as in torch; another gives half of the rows. Four batches; rows of both ranks:
 
 
 # %%
@@ -535,9 +534,9 @@ unaware = half["updates"] == 4 and half["engine says"] == 8
 teach.claim("half of the rows: all updates, and it still says 8", unaware)
 
 # %% [markdown]
-# **A scheduler twice.** A scheduler that `deepspeed.initialize` got is stepped by `engine.step()`. If your loop steps
-# it as well, the rate falls twice as fast (measured under Deeper). With two *different* schedulers, one in the JSON and
-# one in your code, Accelerate raises; by hand yours wins, and the block is ignored.
+# **A scheduler twice.** `engine.step()` steps the scheduler that `deepspeed.initialize` got. If your loop does too, the
+# rate falls twice as fast (measured under Deeper). With two *different* schedulers, one in the JSON and one in your
+# code, Accelerate raises; by hand yours wins, silently.
 #
 # **The optimizer block.** With `"optimizer": {"type": "AdamW", ...}` DeepSpeed makes the optimizer, in one group, and
 # decays norm weights and biases too; the Trainer's own does not.
@@ -642,8 +641,7 @@ teach.claim("DeepSpeed was asked for, DDP ran", kind == "MULTI_CPU", when=on_cpu
 # %% [markdown]
 # ## 9 · From a checkpoint to a Hugging Face folder
 #
-# `engine.save_checkpoint(folder)`, which every rank must call, writes files that only DeepSpeed reads. What is in them
-# depends on the stage:
+# `engine.save_checkpoint(folder)`, which every rank must call, writes files that only DeepSpeed reads:
 
 # %%
 from course_utils.parallel.deepspeed_saved import save_and_convert, to_folder
@@ -665,8 +663,8 @@ teach.claim("12 bytes a number of the slice, under 10 kB of names", named)
 # %% [markdown]
 # `optim_states` are the slices: master copies and moments. In stage 3 the `model_states` hold no weights at all.
 # `zero_to_fp32.py`, which DeepSpeed puts beside them, assembles the fp32 weights, with `--safe_serialization` as
-# safetensors. But it writes no `config.json`, and with that flag refuses tied weights, which ours are. `to_folder`
-# passes what the script puts together through the model's own `save_pretrained`:
+# safetensors. But it writes no `config.json`, and that flag refuses tied weights like ours. `to_folder` passes the
+# weights through the model's own `save_pretrained`:
 
 # %%
 teach.show_source(to_folder)
@@ -687,14 +685,14 @@ for text, before, after in ranks(runs.loss_of_own, **shown)[0]:
     print(f"  {before:.1f} -> {after:.1f}  {text}")
 
 # %% [markdown]
-# The folder is an ordinary model now. For large models, LoRA adapters and damaged files the course has
+# The folder is an ordinary model now. For large models, LoRA adapters and damaged files there is
 # `course_utils/parallel/convert`. Under the Trainer, `stage3_gather_16bit_weights_on_model_save` lets `save_model`
-# gather the weights and write such a folder itself, if one rank's memory can hold the model.
+# write such a folder itself, if one rank's memory can hold the model.
 #
 # ## 10 · FSDP or DeepSpeed?
 #
-# Both cut the same states. What do they send? One step of one micro-batch, torch's collectives counted as they are
-# called (`exchanged`), in model sizes: an all-gather or reduce-scatter of P numbers counts 1, an all-reduce 2.
+# Both cut the same states. What do they send? One step of one micro-batch, torch's collectives counted (`exchanged`),
+# in model sizes: an all-gather or reduce-scatter of P numbers counts 1, an all-reduce 2.
 
 # %%
 live = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
@@ -724,12 +722,12 @@ for stage, both in stages.items():  # section 1's runs
     print(f"two micro-batches, {runs.NAMES[stage]}: {sum(parts.values()):.2f}")
 
 # %% [markdown]
-# - In the ZeRO paper stages 1 and 2 reduce each gradient to its owner and move 2 P. DeepSpeed's default,
-#   `use_multi_rank_bucket_allreduce`, all-reduces buckets and keeps a slice of the result: 3 P.
+# - In the [ZeRO paper](https://arxiv.org/abs/1910.02054) stages 1 and 2 reduce each gradient to its owner and move 2 P.
+#   DeepSpeed's default, `use_multi_rank_bucket_allreduce`, all-reduces buckets and keeps a slice of the result: 3 P.
 # - Of two micro-batches ZeRO-2 and 3 reduce each, ZeRO-1 their sum; ZeRO-3 gathers for each.
 # - ZeRO-3 keeps up to `stage3_max_live_parameters` (a billion) gathered, and what is needed again within
-#   `stage3_max_reuse_distance` elements: a small model is gathered once a micro-batch. Freed, it gathers tensor by
-#   tensor (FSDP a layer in one call), the tied embedding for input and output in both passes.
+#   `stage3_max_reuse_distance` elements: a small model is gathered once a micro-batch. With both at 0 ("freed") it
+#   gathers the tied embedding for input and output, in both passes.
 #
 # | | FSDP2 | DeepSpeed |
 # |---|---|---|
@@ -744,8 +742,8 @@ for stage, both in stages.items():  # section 1's runs
 # %% [markdown]
 # ### When to take which
 #
-# You may read: "up to 1B parameters DDP, up to 10B ZeRO-2, above that ZeRO-3 with offload". We ask the planner, for
-# section 4's machine and settings:
+# You may read: "up to 1B parameters DDP, up to 10B ZeRO-2, above that ZeRO-3 with offload". The planner, for section
+# 4's machine and settings:
 
 # %%
 plans = runs.plans_by_size()
@@ -766,21 +764,19 @@ offloads = all("offloaded" in way for way in fits)
 teach.claim("70B: nothing without offloading", fits and offloads)
 
 # %% [markdown]
-# The rule has the right order, but asks for the wrong quantity: what decides is bytes per GPU. Planned speeds assume
-# that gathering hides behind computing: so ZeRO-3 and FSDP2 beat ZeRO-2. ZeRO-3 keeps the whole 0.6B gathered, but at
-# most a billion parameters of 70B. Offloading is for what fits in no other way: at so few tokens steps take several
-# times as long. So:
+# The rule asks for the wrong quantity: what decides is bytes per GPU. Planned speeds assume that gathering hides behind
+# computing, so ZeRO-3 and FSDP2 beat ZeRO-2. Better:
 #
 # - it fits with DDP and room to spare: DDP;
-# - it does not: FSDP2, which comes with torch, or ZeRO-3 where the rest of your code is made for DeepSpeed;
+# - it does not: FSDP2, or ZeRO-3 where your code is made for DeepSpeed;
 # - it fits nowhere: more GPUs, else ZeRO-3 with optimizer offload, then parameters too, then NVMe.
 #
-# These speeds are planned (lesson 15 lists the assumptions); the volumes above are counted, not timed.
+# Speeds here are planned (lesson 15 lists the assumptions), volumes counted, not timed.
 #
 # ### Exercise 13.4 · vary
 #
-# The lowest stage (0 to 3) whose states fit into `budget` bytes per rank, in fp32 with AdamW, by section 4's table, for
-# any number of ranks. `None` if none does.
+# The lowest stage (0 to 3) whose states fit into `budget` bytes per rank, in fp32 with AdamW, by section 4's table.
+# `None` if none does.
 
 
 # %%
@@ -944,8 +940,8 @@ scratch.cleanup()
 #
 # <details><summary>Answer</summary>
 #
-# Four updates, not 16. The engine counts calls of `step` as micro-batches: it updates at every fourth call, after 16
-# micro-batches.
+# Four updates, not 16. The engine takes each call of `step` for a micro-batch and updates at every fourth call, after
+# 16.
 #
 # </details>
 

@@ -134,10 +134,11 @@ teach.claim("count: less than 0.3 above it", above["count"] < 0.3, when=full)
 # 3. these vectors take the places of the tokens `<image>` among the word embeddings;
 # 4. the causal language model goes on as if they were words.
 #
-# This is the form of LLaVA-1.5 (Liu et al., arXiv:2310.03744); in the first LLaVA (arXiv:2304.08485) the projector had
-# one layer. The tower has the architecture of SigLIP, an image encoder (one layer, width 64); the language model that
-# of Qwen3, a causal Transformer (two layers, width 64). All 16 patches, no relevance yet. T is the number of all tokens
-# of a row; `masked_scatter` puts the image tokens, in their order, where the mask is true:
+# This is the form of LLaVA-1.5 (Liu et al., [arXiv:2310.03744](https://arxiv.org/abs/2310.03744)); in the first LLaVA
+# ([arXiv:2304.08485](https://arxiv.org/abs/2304.08485)) the projector had one layer. The tower has the architecture of
+# SigLIP, an image encoder (one layer, width 64); the language model that of Qwen3, a causal Transformer (two layers,
+# width 64). All 16 patches, no relevance yet. T is the number of all tokens of a row; `masked_scatter` puts the image
+# tokens, in their order, where the mask is true:
 
 # %%
 import torch.nn.functional as F
@@ -256,7 +257,7 @@ teach.check("14.1", row_1)
 #
 # - Judge the answer word only, the one in front of the end. The end is easy to learn, and would hide errors.
 # - Report each kind of question. An average over kinds hides that one of them is not learnt at all.
-# - Beside it, what the question alone gives away (Goyal et al., arXiv:1612.00837).
+# - Beside it, what the question alone gives away (Goyal et al., [arXiv:1612.00837](https://arxiv.org/abs/1612.00837)).
 #
 # In the Trainer this is `compute_metrics`. `preprocess_logits_for_metrics=best_word` keeps one token id a position
 # instead of a logit for each word.
@@ -456,7 +457,8 @@ teach.claim("stage 4 costs less than 0.02", after > before - 0.02, when=this_see
 # %% [markdown]
 # Whether stage 4 *gains* anything, this run cannot say: its best checkpoint was chosen on the rows that judge it here,
 # and it is one seed. Section 6 has several.
-#
+
+# %% [markdown]
 # ### Deeper: watching it
 #
 # `PredictionImages` is a callback that draws a few scenes with the model's answers (the right ones in brackets) at
@@ -474,7 +476,8 @@ teach.show(panel(tuned))
 
 # %% [markdown]
 # With W&B among `report_to` the callback is meant to send the picture there too; no cell here shows that.
-#
+
+# %% [markdown]
 # ## 6 · Relevance chooses the patches
 #
 # In LLaVA-1.5 an image is 576 tokens; other models use fewer, or many more. Each costs time and memory in every layer.
@@ -526,7 +529,8 @@ teach.claim("count: no way is measurably better with 16 patches", all(held_zero)
 #   (`score_direction`) that help. And the scorer had up to 700 steps before, which "random" had not.
 # - The average hides the count. It stays low for every way, and more patches did not help measurably; 16 came in one
 #   batch of five. The cause is not shown. Look at the kinds before you cut tokens.
-#
+
+# %% [markdown]
 # ### Deeper: one model under another choice
 #
 # Here the model of section 1, trained under learned relevance, k = 4, meets patches chosen otherwise, on validation
@@ -648,7 +652,8 @@ teach.claim("AdamW: its step hardly changes (within 5 %)", adam_off < 0.05)
 # %% [markdown]
 # So under SGD the mean weight is a hidden factor on the learning rate. AdamW cancels it; but with clipping on, fewer
 # gradients reach the limit, and losses of two runs cannot be compared.
-#
+
+# %% [markdown]
 # ## 8 · What goes wrong
 #
 # **Image and question left in the labels.** 100 steps with every token a label, which LLaVA's class would accept:
@@ -789,7 +794,8 @@ for kind in ("at", "count", "largest"):
 # %% [markdown]
 # Only the four kept patches have a direct path to the answer; an even split over them would put a quarter on the one
 # that a question about a place needs. A part goes to the others: inside the tower every patch attends to all.
-#
+
+# %% [markdown]
 # ## Deeper: the same rows through transformers' processor
 #
 # A **processor** is a tokenizer and an image processor in one: it scales pixels, and writes as many `<image>` tokens as
@@ -883,7 +889,8 @@ teach.claim("no optimizer state for frozen parts", held == [trained] * 2)
 
 # %% [markdown]
 # `write(spec, "launch")` would put the files of the 4-GPU run into a folder. They were not started on 4 GPUs here.
-#
+
+# %% [markdown]
 # ## Recap
 #
 # - A vision-language model is a language model whose `<image>` tokens are projected patches; by hand it equals LLaVA.

@@ -27,8 +27,7 @@
 # **Minutes:** {minutes} · **Prerequisites:** lessons 01 (accumulation, effective batch) and 03 (Trainer). What is
 # needed of 11 to 13 is explained here.
 #
-# The cell below describes *your* run; sections 1 to 3 explain its words. The last cell of this notebook writes its
-# launch files into the folder `launch`.
+# The cell below describes *your* run; sections 1 to 3 explain its words. The last cell writes the files that launch it.
 
 # %% tags=["parameters"]
 source = "local"  # "local": offline; "hub": the public data sets and models
@@ -57,8 +56,8 @@ teach.start(source=source, max_steps=max_steps, seed=seed)
 # %% [markdown]
 # ## 1 · Where we are going
 #
-# A run on a cluster is described in many places: flags, YAML, JSON, a job script. Each can contradict the others, and
-# mostly nothing complains. So we describe it once, in one typed object, the **spec**, and derive everything else:
+# A run on a cluster is described in many places: flags, YAML, JSON, a job script. They can contradict one another, and
+# mostly nothing complains. So we describe the run once, in one object, the **spec**, and derive everything else:
 
 # %%
 from course_utils.lessons.lesson_15 import figures
@@ -66,8 +65,8 @@ from course_utils.lessons.lesson_15 import figures
 teach.show(figures.flow())
 
 # %% [markdown]
-# The lesson's example: Qwen3-8B, all weights trained, on two machines with eight GPUs each, at an assumed price.
-# `plan` computes what it needs under FSDP2, the default strategy (section 2); `render` gives the texts of all files:
+# The example: Qwen3-8B, all weights trained, on two machines, at an assumed price. `plan` computes what it needs under
+# FSDP2, the default (section 2); `render` gives the texts of all files:
 
 # %%
 from course_utils.launch import Spec, render
@@ -89,7 +88,7 @@ for name, text in files.items():
     print(f"{len(text.splitlines()):4} lines  {name}")
 
 # %% [markdown]
-# The program trains on a file of JSON lines. These are sentences of this project:
+# The program trains on a file of JSON lines, here sentences of this project:
 
 # %%
 import json
@@ -101,8 +100,8 @@ for sentence in own_sentences()[:2]:
 
 # %% [markdown]
 # The number to watch is the **effective batch**: sequences per optimizer step, micro-batch x accumulation x GPUs. It
-# must be the same in every file. The spec computes what is missing (here the accumulation), and refuses impossible
-# values. Then comes your own spec:
+# must be the same in every file. The spec computes what is missing (here the accumulation) and refuses impossible
+# values. Your own spec follows:
 
 # %%
 from course_utils.launch import SpecError
@@ -142,19 +141,21 @@ print(f"{count:,} parameters on {yours.world_size} GPUs")
 teach.show(figures.collectives())
 
 # %% [markdown]
-# An **all-reduce** is a **reduce-scatter** followed by an **all-gather**, so it sends twice as much as each of them.
-# NCCL is the library that does this on GPUs, gloo the one for CPUs.
+# An **all-reduce** is a **reduce-scatter** followed by an **all-gather**, so it sends twice as much as either. NCCL is
+# the library for this on GPUs, gloo on CPUs.
 #
 # ## 2 · Does it fit?
 #
 # ### State: what every parameter costs
 #
 # Training needs, for each parameter, its value, its gradient, and AdamW's two moments (lesson 01). In 32 bits that is
-# $4 + 4 + 8 = 16$ bytes. Under `bf16` autocast it stays 16: the 16-bit copies of the weights come and go.
+# $4 + 4 + 8 = 16$ bytes. Under `bf16` autocast (matrix products in 16 bits) it stays 16: the 16-bit copies of the
+# weights come and go.
 #
-# In plain data parallelism (**DDP**) every GPU holds all of it. **Sharding** divides it among the $N$ GPUs. **ZeRO**
-# is DeepSpeed's name for it, in three stages (Rajbhandari et al. 2020); **FSDP** is PyTorch's name for the third.
-# With four ranks, one of them keeps the filled part; the numbers are bytes per parameter:
+# In plain data parallelism (**DDP**) every GPU holds all of it. **Sharding** divides it among the $N$ GPUs. **ZeRO** is
+# DeepSpeed's name for it, in three stages ([Rajbhandari et al. 2020](https://arxiv.org/abs/1910.02054)); **FSDP** is
+# PyTorch's name for the third, FSDP2 its second version. One of four ranks keeps the filled part; the numbers are bytes
+# per parameter:
 
 # %%
 teach.show(figures.sharding())
@@ -167,7 +168,7 @@ teach.show(figures.sharding())
 # | ZeRO-2 | $2 + 14/N$ |
 # | ZeRO-3, FSDP | $16/N$ |
 #
-# By hand, and as this course's planner says:
+# By hand, and by this course's planner:
 
 # %%
 from course_utils.launch.planner import memory
@@ -186,29 +187,30 @@ for name, size in per_parameter.items():
 teach.claim("the planner says the same within 0.1%", max(off) < 1e-3)
 
 # %% [markdown]
-# A GPU of our kind has about 80 GiB: DDP is out before a single activation is stored. Besides sharding, two ways
-# remain: states wait in the machine's own memory (**offload**), or **LoRA** freezes the weights and trains small
+# A GPU of our kind has about 80 GiB: DDP is out already. Besides sharding, two ways remain: all states, or the
+# optimizer's only, wait in the machine's own memory (**offload**); or **LoRA** freezes the weights and trains small
 # matrices beside them.
 #
 # ### What comes and goes
 #
-# - **Gathered units.** A layer cannot be computed from a sixteenth of its weights. So FSDP and ZeRO-3 all-gather one
-#   **unit** at a time, usually a layer, compute it, and free it again, while the next one is fetched.
-# - **Whole gradients.** With accumulation FSDP adds up whole gradients over the micro-batches and reduces them once
-#   (`no_sync`). accelerate 1.15 reduces in the type of the computation: bf16, 2 bytes per parameter on every GPU.
+# - **Gathered units.** A layer cannot be computed from a sixteenth of its weights. So FSDP and ZeRO-3 all-gather a
+#   **unit**, usually a layer, compute it and free it, while the next one is fetched.
+# - **Whole gradients.** With accumulation each rank adds up whole gradients over its micro-batches; FSDP reduces them
+#   (adds them up over the ranks) once a step (`no_sync`). accelerate 1.15 reduces in the type of the computation: bf16,
+#   2 bytes per parameter on every GPU.
 # - **Activations.** What the forward pass leaves for the backward pass grows with tokens and layers.
-# - **Logits.** Scores over the vocabulary. The backward pass of the fp32 loss holds three such tensors, 12 bytes a
+# - **Logits.** Scores over the vocabulary. The backward pass of the loss holds three such tensors in fp32, 12 bytes a
 #   score.
 #
-# More data-parallel GPUs do not divide the last three. Whole gradients go away without accumulation. A smaller
-# micro-batch divides activations and logits, but means more accumulation. **Context parallelism** (several GPUs share
-# one sequence) divides both, too, **tensor parallelism** (they share each matrix) most of the activations.
-# **Checkpointing** keeps only each layer's input and computes the layer a second time: a third more computing.
-# `use_liger_kernel=True` computes the loss in pieces and never holds all logits.
+# More data-parallel GPUs do not divide the last three. A smaller micro-batch divides activations and logits, but means
+# more accumulation. **Context parallelism** (several GPUs share one sequence) divides both; **tensor parallelism**
+# (they share each matrix) most of the activations. **Activation checkpointing** keeps only each layer's input and
+# computes the layer a second time: a third more computing. `use_liger_kernel=True` computes the loss in pieces and
+# never holds all logits.
 #
-# Activations are gone when gradients are complete. So the planner gives four moments of a step; the largest counts.
-# (`first layer` is an upper bound: FSDP2 frees whole gradients while it makes shards of them.) The **margin** is an
-# assumption: 0.8 GiB for CUDA and NCCL, 5% for fragmentation. The network, too: 400 GB/s per machine, usual for H100s.
+# Activations are gone when gradients are complete. So the planner gives four moments of a step; the largest counts. Two
+# things are assumed: a **margin** of 0.8 GiB for CUDA and NCCL and 5% for fragmentation, and a network of 400 GB/s per
+# machine, usual for H100s. Section 3 explains the lines below the table.
 
 # %%
 from course_utils.launch.planner.report import plan_table
@@ -237,10 +239,10 @@ names = [one.name for one in every if not one.fits]
 teach.claim("only DDP does not fit", names == ["DDP"])
 
 # %% [markdown]
-# DDP also holds 16-bit copies of the weights, and **buckets**: a second copy of the gradients, which is sent. "No
+# DDP also holds 16-bit copies of the weights, and **buckets**: a second copy of the gradients, for sending. "No
 # reshard" (`reshard_after_forward=False`) keeps gathered weights until the backward pass: less is sent, less stays
-# free. Where a run does not fit, the planner takes the first change that helps: a smaller micro-batch, more sharding
-# (instead of DDP plain FSDP2), checkpointing, offload, more machines, LoRA.
+# free. Where a run does not fit, the planner takes the first change that helps: a smaller micro-batch, more sharding,
+# checkpointing, offload, more machines, LoRA.
 
 # %%
 print(verdict(plan(example.but(strategy="ddp"))))
@@ -250,8 +252,8 @@ print(verdict(plan(example.but(nodes=1, gpu="A100-40GB"))))
 # ### Is the plan true?
 #
 # No H100 is needed to count bytes. Under torch's `FakeTensorMode` tensors have shapes and types but no storage;
-# `MemTracker` follows every allocation of a real step, also for one rank of a sharded model. Counted / planned bytes
-# of a Qwen3 of three layers (not counted here: DeepSpeed, and the margin):
+# `MemTracker` follows every allocation of a real step, also for one rank of a sharded model. Counted / planned bytes of
+# a three-layer Qwen3 (without DeepSpeed and the margin):
 
 # %%
 from course_utils.lessons.lesson_15 import rehearsals
@@ -310,15 +312,17 @@ waiting = [one.moments["loss"]["whole gradients"] for one in reduced.values()]
 teach.claim("2, 4 and 0 bytes a parameter", waiting == [2 * psi, 4 * psi, 0])
 
 # %% [markdown]
-# DDP differs: its gradients are fp32, and it reduces in fp32. And the ZeRO paper's stages 1 and 2 only reduce-scatter;
+# At the moment `first layer` the plan is an upper bound: FSDP2 frees whole gradients while it makes shards of them. DDP
+# differs: its gradients are fp32, and it reduces in fp32. And the ZeRO paper's stages 1 and 2 only reduce-scatter;
 # DeepSpeed all-reduces by default.
-#
+
+# %% [markdown]
 # ### Deeper: activations, tensor by tensor
 #
 # The classic count for a GPT layer in 16 bits, with $s$ tokens, batch $b$, width $h$ and $a$ heads, is
-# $s\,b\,h\,(34 + 5\,a\,s/h)$ bytes (Korthikanti et al. 2022, equation 1). Today's layers differ: attention kernels
-# that recompute the scores remove the $5as/h$ term, there is no dropout, and a gated MLP keeps four wide tensors. So
-# count again, per token, for our layer:
+# $s\,b\,h\,(34 + 5\,a\,s/h)$ bytes ([Korthikanti et al. 2022](https://arxiv.org/abs/2205.05198), equation 1). Today's
+# layers differ: attention kernels that recompute the scores remove the $5as/h$ term, there is no dropout, and a gated
+# MLP keeps four wide tensors. So count again, per token, for our layer:
 
 # %%
 h, f = shape.hidden_size, shape.intermediate_size
@@ -393,11 +397,12 @@ teach.claim("our state at the update: 20 bytes", abs(ours - 1) < 1e-3)
 #
 # A matrix multiplication with $P$ weights costs $2P$ operations per token forward and $4P$ backward: once for the
 # gradient of the input, once for that of the weights. Attention adds $12\,L\,h_q\,T$ for $L$ layers, query width $h_q$
-# and $T$ tokens (Chowdhery et al. 2022, "PaLM", appendix B); half of it where a token sees only what stands before it.
+# and $T$ tokens ([Chowdhery et al. 2022](https://arxiv.org/abs/2204.02311), "PaLM", appendix B); half of it where a
+# token sees only what stands before it.
 #
-# The time follows from the GPU's peak and from the **MFU** (model FLOPs utilisation), the share of the peak that a run
-# reaches, recomputed work not counted. It is *the* assumption. What others measured on H100s, as published and in our
-# count with half the attention:
+# The time follows from the GPU's peak and the **MFU** (model FLOPs utilisation): the share of the peak that a run
+# reaches, recomputed work not counted. We assume 0.4. Measured by others on H100s, as published and in our count with
+# half the attention:
 
 # %%
 from course_utils.launch.planner import mfu, speed
@@ -417,14 +422,14 @@ least, most = mfu.published_range(example.gpu)
 teach.claim("0.4 lies inside the published range", least < example.mfu < most)
 
 # %% [markdown]
-# For an 8B model 0.4 is optimistic: the Llama 8B rows, with recomputing, lie lower. Measure your first hundred steps,
-# and put your own number into the spec. (Sources: `mfu.py`. "Tokens" is the length of a sequence.)
+# For an 8B model 0.4 is optimistic: the Llama 8B rows, with recomputing, lie lower. Measure your first hundred steps
+# and put your number into the spec. (Sources: `mfu.py`. "Tokens" is the length of a sequence.)
 #
 # ### Communicating
 #
-# What one GPU sends, summed over a step's four micro-batches, in bytes per parameter, and during which computing it can
-# be sent. Hybrid sharding (**HSDP**, `replicas=2`) shards inside each machine and only adds up gradients between them.
-# GiB are what really leaves the GPU: $(n-1)/n$ of a collective of $n$ ranks, 8 for HSDP's shards and 16 for FSDP2's.
+# The table says what one GPU sends in a step of four micro-batches, in bytes per parameter, and during which computing.
+# Hybrid sharding (**HSDP**, `replicas=2`) shards inside each machine and only adds up gradients between them. GiB are
+# what really leaves the GPU: $(n-1)/n$ of a collective of $n$ ranks, 8 for HSDP's shards and 16 for FSDP2's.
 
 # %%
 from course_utils.launch.planner.report import traffic_table
@@ -442,15 +447,15 @@ fast, slow = on_network(400.0), on_network(12.5)
 print(traffic_table(fast))
 
 # %% [markdown]
-# The types matter: DDP's two parts of fp32 are more bytes than ZeRO-1's three of bf16 (an all-reduce, and the updated
-# weights). ZeRO-2 keeps no whole gradients, so it reduces in every micro-batch; ZeRO-3 also gathers weights for every
-# pass. FSDP gathers like ZeRO-3 but, under `no_sync`, reduces once.
+# DDP reduces in fp32, the others in bf16; ZeRO-1 and 2 then gather the updated weights. ZeRO-2 keeps no whole
+# gradients, so it reduces in every micro-batch; ZeRO-3 also gathers weights for every pass. FSDP gathers like ZeRO-3
+# but, under `no_sync`, reduces once.
 #
 # ### Overlap: what hides, and what sticks out
 #
-# While one layer computes, another one's numbers can travel. The rule: **a
-# gradient is complete only in the last backward pass**. What is reduced once per step can only hide behind that one
-# pass, however many micro-batches came before. Three plans on a network of 12.5 GB/s (100 Gbit/s) per machine:
+# While one layer computes, another one's numbers can travel. But **a gradient is complete only in the last backward
+# pass**: what is reduced once per step hides behind that pass alone, however many micro-batches came before. Three
+# plans on a network of 12.5 GB/s (100 Gbit/s) per machine; the third reduces in every micro-batch (`sync_each_batch`):
 
 # %%
 from course_utils.launch.planner.reduction import Reduction
@@ -460,8 +465,8 @@ each = plan(hybrid, reduction=Reduction(each_batch=True))
 teach.show(figures.overlap([slow[1], plan(hybrid), each]))
 
 # %% [markdown]
-# By hand for the middle one, HSDP. Inside a machine, at 450 GB/s, a reduce-scatter of 2 bytes per parameter takes
-# little. Then each GPU's eighth of the gradients is all-reduced between two machines, over an eighth of the network:
+# By hand for the middle one, HSDP: first the reduce-scatter inside a machine, at 450 GB/s; then each GPU's eighth of
+# the gradients is all-reduced between the two machines, over an eighth of the network:
 
 # %%
 inside = (2 + 2) * psi * 7 / 8 / 450e9  # the last gathering, and the reduce-scatter
@@ -474,8 +479,7 @@ print(f"planned waiting: {exposed:.2f} s in a step of {plan(hybrid).speed.step:.
 teach.claim("by hand within 2% of the plan", abs(sticks_out / exposed - 1) < 0.02)
 
 # %% [markdown]
-# (The plan adds **latency**, the microseconds that the shortest message takes: in a **ring**, where each of $n$ ranks
-# passes on to the next, $n-1$ times.) All of them on two networks:
+# (The plan adds **latency**, the time of even the shortest message.) All plans on two networks:
 
 # %%
 panels = {"400 GB/s per machine": fast, "12.5 GB/s per machine": slow}
@@ -493,8 +497,8 @@ teach.claim("all others wait for most of the step", min(others) > 0.5)
 #
 # A step has 3 micro-batches of 0.4 s forward and 0.8 s backward each. Adding up all gradients over the network takes
 # 1.0 s, and hides behind no forward pass. How many seconds does the GPU wait in a step: if gradients are reduced once;
-# if they are reduced in each micro-batch; if the same sequences go through in one micro-batch, three times as long; if
-# they are reduced once, and the updated weights are gathered in 0.5 s?
+# if in each micro-batch; if the same sequences go through in one micro-batch, three times as long; if once, and the
+# updated weights are gathered in 0.5 s?
 
 # %%
 prediction = ...  # {"once": ..., "each batch": ..., "one micro-batch": ...,
@@ -504,8 +508,8 @@ prediction = ...  # {"once": ..., "each batch": ..., "one micro-batch": ...,
 teach.check("15.1", prediction)
 
 # %% [markdown]
-# Read such numbers as a comparison, not as a promise: the planner knows nothing of data loading, slow ranks or a
-# congested network.
+# Read such numbers as a comparison, not a promise: the planner knows nothing of data loading, slow ranks or a congested
+# network.
 
 # %% [markdown]
 # ### Deeper: Exercise 15.2 · vary
@@ -532,8 +536,9 @@ teach.check("15.2", plan_seven_b)
 # ### Deeper: what an hour buys
 #
 # Twice the machines cost the same as long as nobody waits, because they need half the time. On a slower network
-# somebody waits. Offload costs two waits as well: gradients and weights cross the bus between GPU and host (PCIe), and
-# AdamW runs on the processor.
+# somebody waits. More ranks wait more often, too: in a **ring** each of $n$ ranks passes on to the next, so that an
+# all-gather takes the latency $n-1$ times. Offload costs two waits as well: gradients and weights cross the bus between
+# GPU and host (PCIe), and AdamW runs on the processor.
 
 # %%
 costs = {400.0: [], 50.0: []}
@@ -585,11 +590,19 @@ teach.claim("simulated within 2%", abs(simulated / expected - 1) < 0.02)
 # %% [markdown]
 # ### Deeper: thousands of GPUs
 #
-# On hundreds of machines two more ways to divide the work join HSDP: tensor parallelism inside a machine, and a
-# **pipeline**. Its **stages** are groups of machines with some of the layers each; micro-batches pass through them one
-# after the other. $p$ equal stages with $m$ micro-batches are idle for $(p-1)/(m+p-1)$ of the time, the **bubble**
-# (Narayanan et al. 2021), and the first stage holds activations of $p$ micro-batches. Pipelines are planned here; no
-# launch file runs one. Four stages of two GPUs each:
+# On thousands of GPUs two more ways to divide the work join HSDP. Tensor parallelism exchanges numbers inside every
+# layer, and the GPU waits for them: it stays inside a machine. A **pipeline** divides the layers. Its **stages** are
+# groups of machines with some of the layers each; micro-batches pass through them one after the other. Between two
+# stages only a layer's output travels, and its gradient back.
+#
+# The price is the **bubble**, the time in which stages wait for one another. The first of $p$ stages lets $p$
+# micro-batches in before the first of them comes back; so it holds its layers' activations for $p$ micro-batches. After
+# that each stage does one forward and one backward pass in turn (**1F1B**). With $m$ micro-batches, equal stages are
+# idle for $(p-1)/(m+p-1)$ of the step ([Narayanan et al. 2021](https://arxiv.org/abs/2104.04473), who give it as
+# $(p-1)/m$ of the useful time).
+#
+# Pipelines are only planned here; no launch file starts one. Qwen3-8B on four stages of one machine each (`nodes`
+# counts one stage's):
 
 # %%
 from course_utils.lessons.lesson_15.pipeline_figure import pipeline_chart
@@ -597,8 +610,13 @@ from course_utils.lessons.lesson_15.pipeline_figure import pipeline_chart
 teach.show(pipeline_chart(plan(example.but(nodes=1), stages=4)))
 
 # %% [markdown]
-# The last stage also has the output layer: it sets the pace, and idles less than the formula says. All layouts of
-# Llama-3.1-70B on 4,096 GPUs:
+# The formula gives $3/11$, or 27%; the title says 22%. The last stage also has the output layer, so it is the slowest:
+# it sets the pace and is idle least. The title counts *its* idle time.
+#
+# A **layout** is one way to divide the GPUs: how many replicas, how many GPUs share a matrix, how many stages; FSDP2
+# shards over the rest. Below are the five fastest for Llama-3.1-70B on 4,096 GPUs, failures included (see the section
+# before; `save GB` is a checkpoint). Without a pipeline every pass gathers the weights of all layers. In one, as torch
+# runs it, a GPU gathers its stage's weights only, and once per step:
 
 # %%
 from course_utils.launch.planner.budget import days_table
@@ -668,9 +686,9 @@ print(f"{again.speed.compute:.2f} s, and a measured MFU would say {shown:.2f}")
 #
 # ### torchrun: the same line on every machine
 #
-# A **launcher** starts one process per GPU and tells each who it is: `RANK`, `WORLD_SIZE`, `LOCAL_RANK`. The ranks of
-# several machines must find each other. That is the **rendezvous**, and it takes three things: how many machines there
-# are, which one this is, and an address at which all meet, always machine 0.
+# A **launcher** starts one process per GPU and tells each who it is: `RANK`, `WORLD_SIZE`, `LOCAL_RANK` (its number on
+# its machine). How the ranks of several machines find each other is the **rendezvous**. It takes three things: how many
+# machines there are, which one this is, and the address where all meet, that of machine 0.
 
 # %%
 teach.show(figures.rendezvous())
@@ -694,12 +712,12 @@ excerpt("torchrun.sh", "--per_device_train_batch_size", '"--fsdp_config')
 # %% [markdown]
 # This is the **static** form: ranks are fixed. The other one, `--rdzv-backend c10d --rdzv-endpoint HOST:PORT`, numbers
 # the machines as they arrive (lesson 11). Do not mix them: only the static one reads `--master-addr`. On one machine
-# `--standalone` picks a free port. What the spec decides follows as arguments of the program.
+# `--standalone` picks a free port. The last lines are arguments of the program.
 #
 # ### Exercise 15.3 · write
 #
 # Every machine calls `node_command` with the same list and its own name. Return the words of its torchrun command, up
-# to the program: static form for several machines, any free port for one. torchrun itself judges.
+# to the program: static form for several machines, any free port for one.
 
 
 # %%
@@ -718,9 +736,8 @@ teach.check("15.3", node_command)
 # %% [markdown]
 # ### accelerate: a YAML file and a line that starts it
 #
-# `accelerate launch` reads most settings from a file and passes them on in environment variables. Keys of
-# `fsdp_config` begin with `fsdp_`, those of `parallelism_config` (the sizes of HSDP, tensor and context parallelism)
-# with `parallelism_config_`:
+# `accelerate launch` reads most settings from a file. Keys of `fsdp_config` begin with `fsdp_`, those of
+# `parallelism_config` (the sizes of HSDP, tensor and context parallelism) with `parallelism_config_`:
 
 # %%
 excerpt("accelerate.yaml", "distributed_type", "fsdp_offload_params")
@@ -736,8 +753,9 @@ excerpt("accelerate.yaml", "distributed_type", "fsdp_offload_params")
 # | no, keep them (as ZeRO-2 does) | `fsdp_sharding_strategy: SHARD_GRAD_OP` | `fsdp_reshard_after_forward: false` |
 # | checkpoints | `FULL_`, `LOCAL_`, `SHARDED_STATE_DICT` | `SHARDED_STATE_DICT` or `FULL_STATE_DICT` |
 #
-# Start new runs with FSDP2: transformers 5 calls FSDP1 deprecated. `TrainingArguments` has names of its own for the
-# same settings, without a prefix; under torchrun it reads them from `fsdp.json`:
+# Start new runs with FSDP2: transformers 5 calls FSDP1 deprecated. accelerate passes its settings on to the ranks in
+# environment variables. `TrainingArguments` has names of its own for the same settings, without a prefix; under
+# torchrun it reads them from `fsdp.json`:
 
 # %%
 print(files["fsdp.json"])
@@ -791,8 +809,8 @@ excerpt("ray_train.py", "scaling_config=", "failure_config")
 # ## 5 · Asked, resolved, same?
 #
 # A file that parses need not do what you meant. So each one is **resolved** by the tool it is for, defaults and
-# environment variables included: torchrun's parser reads the command that the shell script really makes, accelerate
-# builds the plugin a rank would get, and so on.
+# environment variables included: torchrun's parser reads the command that the script really makes, accelerate builds
+# the FSDP settings that a rank would get.
 
 # %%
 from tempfile import TemporaryDirectory
@@ -812,10 +830,11 @@ teach.claim("every setting resolves to what was asked", rows and not different)
 teach.claim("64 wherever an effective batch is stated", batches == {64})
 
 # %% [markdown]
-# "World size" is not the number in a file: it is what torchrun computed from the script. (TrainJob and SkyPilot state
-# none: they start `torchrun.sh`.) After every edit by hand: `python -m course_utils.launch check launch`, whose exit
-# code is 1 if anything differs.
-#
+# "World size" is not the number in a file: it is what torchrun computed from the script. (`trainjob.yaml` and
+# `skypilot.yaml` state none: they start `torchrun.sh`.) After every edit by hand:
+# `python -m course_utils.launch check launch`, whose exit code is 1 if anything differs.
+
+# %% [markdown]
 # ### Deeper: the other strategies' files
 #
 # (SageMaker and Ray are not installed here; their scripts run against stand-ins that refuse unknown keywords.)
@@ -848,9 +867,9 @@ teach.claim("only FSDP1 is called deprecated", deprecated == ["fsdp1"])
 # %% [markdown]
 # ## 6 · What goes wrong: settings that are silently ignored
 #
-# Each of the following edits makes a file that its launcher accepts. Nothing warns (we listen to all warnings and log
-# messages), and the setting is not in use. "In use" is what the tool resolves; with six of them the ranks train on,
-# with two they stop, on the cluster, after the queue:
+# Each edit below makes a file that its launcher accepts without a warning or a log message, and the setting is not in
+# use. ("In use" is what the tool resolves.) With six of them the ranks train on; with two they stop, on the cluster,
+# after the queue:
 
 # %%
 from course_utils.lessons.lesson_15 import faults
@@ -1013,10 +1032,9 @@ teach.check("15.7", my_file)
 # %% [markdown]
 # ## 7 · Run here what you will run there
 #
-# Before paying for sixteen GPUs, start the *generated files* with two processes on this
-# machine: the same scripts and strategy, a tiny model, `gloo` instead of NCCL. (accelerate considers FSDP and DeepSpeed
-# on GPUs only; a small `sitecustomize.py` makes it do so here.) The program is the one that all files start,
-# `course_utils/recipes/finetune.py`; its data are sentences of the training split.
+# Before paying for sixteen GPUs, start the *generated files* with two processes on this machine: the same scripts and
+# strategy, a tiny model, `gloo` instead of NCCL. (accelerate considers FSDP and DeepSpeed on GPUs only; a small patch,
+# `sitecustomize.py`, changes that here.) All files start the same program, `course_utils/recipes/finetune.py`.
 
 # %%
 from course_utils.data import load_classification
@@ -1038,8 +1056,8 @@ rehearsal = example.but(
 print(rehearsal.on_cpu(2).effective_batch, "sequences per step on 2 processes")
 
 # %% [markdown]
-# `run_here` executes one script with bash and returns `run.json`, in which the program wrote what its ranks saw. An
-# exit code of 0 would prove nothing. ZeRO-3 through accelerate:
+# `run_here` executes one script with bash and returns `run.json`, where the program wrote what its ranks saw (the
+# wrapper is the class around the model). ZeRO-3 through accelerate:
 
 # %%
 from course_utils.launch.run_here import run_here
@@ -1058,18 +1076,18 @@ teach.claim("the shards are the plan's", held == ([weights] * 2, [moments] * 2))
 # ### Pre-emption: stopped, and started again
 #
 # A run loses its machines: to a more urgent job (**pre-emption**), or when its time limit is over. The warning is a
-# signal some seconds ahead. To **requeue** is to put the job into the queue again, under its number. Each time that it
-# has its machines is a **stay**:
+# signal some seconds ahead. To **requeue** is to put the job into the queue again, under its number. Each time on its
+# machines is a **stay**:
 
 # %%
 teach.show(figures.requeue())
 
 # %% [markdown]
-# The signal must *reach* the ranks: the launcher would die of it, so the script passes it on. The handler only sets a
+# The signal must *reach* the ranks: the launcher would die of it, so the script passes it on. There it only sets a
 # flag; at the end of the step all ranks agree, save a checkpoint and end with code 0, or the cluster takes it for a
 # failure. The same command must go on from the last *complete* checkpoint. Here `stop_after_a_checkpoint` sends SIGTERM
-# to the `torchrun.sh` of FSDP2, as a cluster would; then the same files start once more (the checkpoint carries the
-# first stay's losses):
+# to FSDP2's `torchrun.sh`, as a cluster would; then the same script starts once more (the checkpoint carries the first
+# stay's losses):
 
 # %%
 stopped = rehearsal.but(strategy="fsdp2", output_dir="runs/stopped")
@@ -1087,10 +1105,9 @@ worst = max(abs(loss - whole_run[step]) for step, loss in in_two.items())
 teach.claim("24 losses equal ZeRO-3's within 1e-4", worst < 1e-4 and len(in_two) == 24)
 
 # %% [markdown]
-# Two strategies, two launchers, one of them interrupted: the same losses. In fp32 sharding changes where numbers live
-# and the order of sums, no more; in bf16 strategies add up gradients in different types. This checks program, files and
-# resuming on one machine, and nothing of NCCL, a network or more ranks: look again in the first minute on the cluster.
-# (There the scripts start `preflight.py` before training: is every rank there, alike, and as fast as planned?)
+# Two strategies, two launchers, one run interrupted: the same losses. In fp32 sharding changes where numbers live and
+# the order of sums, no more. This checks program, files and resuming on one machine, and nothing of NCCL, a network or
+# more ranks: look again in the first minute on the cluster (`preflight.py` does).
 #
 # ### Exercise 15.8 · debug
 #
@@ -1135,12 +1152,14 @@ excerpt("slurm.sbatch", "export SRUN_CPUS", "export SRUN_CPUS")
 excerpt("slurm.sbatch", "srun --kill", "srun --kill")
 
 # %% [markdown]
-# The batch script gets `USR1`, passes it to every machine's `torchrun.sh`, waits for the ranks to save, and calls
+# On every machine `torchrun.sh` first starts `preflight.py`: is every rank there, alike, and as fast as planned? The
+# batch script gets `USR1`, passes it to every machine's `torchrun.sh`, waits for the ranks to save, and calls
 # `scontrol requeue`, but only if the run is not finished and has saved something new: a program that fails or saves
 # nothing would otherwise start for ever. A more urgent job is no time limit: SLURM then sends `TERM` to all machines
 # and queues the job again itself; `torchrun.sh` passes that on, too. `tests/launch` of this project submits the script
 # to SLURM's own daemons, two nodes of them on one machine, requeues it, and asserts that it resumes.
-#
+
+# %% [markdown]
 # ## Deeper: the same run with PyTorch Lightning
 #
 # Lightning solves the same problem as the Trainer with another split. The Trainer owns the loss, the optimizer and
@@ -1413,7 +1432,7 @@ teach.check("15.9", launch)
 # - Activations grow with tokens and layers, logits with tokens and vocabulary. Memory is tightest at one moment.
 # - Time is computing (measure your MFU), plus the communication that does not hide. What is reduced once per step hides
 #   behind the last backward pass only.
-# - torchrun needs to know how many machines there are, which one this is, and where all meet.
+# - torchrun must know how many machines there are, which one this is, and where all meet.
 # - An exit code of 0 proves nothing. Compare what tools resolve with what was asked, and what ranks see with the plan.
 # - Pre-emption: warned, saved, ended with 0, started again by the same command.
 #
@@ -1424,8 +1443,8 @@ teach.check("15.9", launch)
 #
 # <details><summary>Answer</summary>
 #
-# Under `no_sync` FSDP adds up *whole* gradients and reduces them once: 2 bytes x 7 billion = 13 GiB on every GPU. A
-# larger micro-batch with checkpointing avoids them; so do `sync_each_batch` and ZeRO-2 or 3, and pay in traffic.
+# Under `no_sync` FSDP adds up *whole* gradients: 2 bytes x 7 billion = 13 GiB on every GPU. A larger micro-batch with
+# checkpointing avoids them; so do `sync_each_batch` and ZeRO-2 or 3, and pay in traffic.
 #
 # </details>
 #
@@ -1434,8 +1453,8 @@ teach.check("15.9", launch)
 #
 # <details><summary>Answer</summary>
 #
-# Computing and gathering halve. What happens once per step does not shrink: reducing 2 bytes x all parameters, behind
-# a last backward pass as long as before. A longer ring adds latency. Larger batches or HSDP help.
+# Computing and gathering halve. What happens once per step does not shrink: reducing 2 bytes x all parameters, behind a
+# last backward pass as long as before. More machines add latency. Larger batches or HSDP help.
 #
 # </details>
 #
@@ -1480,10 +1499,10 @@ teach.check("15.9", launch)
 # papermill notebooks/15_launch.ipynb out.ipynb -p model Qwen/Qwen3-8B -p num_nodes 2 -p gpus_per_node 8
 # ```
 #
-# The last cell writes the files for that spec into the project's root, where they are started from. Your data is named
-# in `arguments`. Launch files of an earlier run are replaced; a folder that holds anything else is refused. The table
-# has a line for each setting that three files or more state, and for each that is not as asked. (Sizes of 1, 1, 1, 1
-# say that no `parallelism_config` is written: FSDP shards over all ranks.)
+# The last cell writes that spec's files into `launch` in the project's root; start them from the root. Launch files of
+# an earlier run are replaced; a folder that holds anything else is refused. The table has a line for each setting that
+# three files or more state, and for each that is not as asked. (Sizes of 1, 1, 1, 1 say that no `parallelism_config` is
+# written: FSDP shards over all ranks.)
 
 # %%
 from course_utils.lessons.lesson_15.rehearsals import check_in, summary

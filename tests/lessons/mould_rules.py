@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from typing import Any
+
+import nbformat
 
 from course_utils.authoring import mould
 from course_utils.teach import exercise
@@ -28,6 +31,17 @@ def folded(notebook: Any) -> list[str]:
     flags = mould.is_deeper(notebook.cells)
     heads = [c for c, deeper in zip(notebook.cells, flags, strict=True) if deeper and c.source.startswith("#")]
     return [f"not folded: {c.source[:40]!r}" for c in heads if not c.metadata.get("jp-MarkdownHeadingCollapsed")]
+
+
+def deeper_headings_start_cells(notebook: Any) -> list[str]:
+    """Else JupyterLab does not fold the section, and what stands above it in the cell is not counted as core."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    parts = [(cell, part) for cell in cells for part in re.split(r"^(?=#{2,4} )", cell.source, flags=re.MULTILINE)]
+    parts = [(cell, nbformat.v4.new_markdown_cell(part)) for cell, part in parts if part.strip()]
+    deeper = defaultdict(set)
+    for (cell, _), flag in zip(parts, mould.is_deeper([part for _, part in parts]), strict=True):
+        deeper[cell.id].add(flag)
+    return [f"core and deeper in one cell: {cell.source[:60]!r}" for cell in cells if len(deeper[cell.id]) > 1]
 
 
 def narrow_lines(notebook: Any) -> list[str]:
@@ -86,6 +100,7 @@ MOULD_RULES = [
     fits_its_minutes,
     says_its_minutes,
     folded,
+    deeper_headings_start_cells,
     narrow_lines,
     claims_instead_of_asserts,
     no_plumbing_in_the_core,

@@ -51,10 +51,12 @@ def add(source: str, kind=CODE, place: int = 1):
 @pytest.mark.parametrize(
     ("rule", "plant", "message"),
     [
-        (rules.fits_its_minutes, add("word " * 2901, TEXT), "2,9"),
-        (rules.fits_its_minutes, add("x = 1\n" * 431), "shorten it"),
+        (rules.fits_its_minutes, add("word " * 2651, TEXT), "2,6"),
+        (rules.fits_its_minutes, add("x = 1\n" * 391), "shorten it"),
         (rules.says_its_minutes, lambda nb: nb.cells[0].update(source="**Minutes:** 7 · none"), "use {minutes}"),
         (rules.folded, lambda nb: nb.cells[6].metadata.clear(), "Deeper: inside"),
+        (rules.deeper_headings_start_cells, add("Words.\n\n### Deeper: below", TEXT), "in one cell: 'Words."),
+        (rules.deeper_headings_start_cells, add("An end.\n\n## 2 · Core", TEXT, 9), "in one cell: 'An end."),
         (rules.narrow_lines, add("x = '" + "a" * 90 + "'"), "96 characters"),
         (rules.claims_instead_of_asserts, add("assert x < 3"), "assert x < 3"),
         (rules.no_plumbing_in_the_core, add("from unittest import mock"), "imports unittest"),

@@ -51,10 +51,20 @@ def test_each_launcher_streams_and_reports(launcher, program, tmp_path):
         "report({'rank': rank, 'world': int(os.environ['WORLD_SIZE']), 'name': __name__})\n"
     )
     lines = []
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     found = run_launched(
-        file, launcher, 2, ["--a b", "c"], echo=lambda line: lines.append((time.monotonic(), line)), on_cpu=True
+        file,
+        launcher,
+        2,
+        ["--a b", "c"],
+        echo=lambda line: lines.append((time.monotonic(), line)),
+        on_cpu=True,
+        folder=tmp_path / "kept",
+        environment={"TMPDIR": str(temporary)},
     )
     assert found == [{"rank": rank, "world": 2, "name": "__main__"} for rank in (0, 1)]
+    assert not list(temporary.iterdir()) and not [path for path in (tmp_path / "kept").iterdir() if path.is_dir()]
     when = {line: moment for moment, line in lines}
     for rank in (0, 1):
         assert when[f"[rank {rank}] from a child"] - when[f"[rank {rank}] first ['--a b', 'c']"] > 1  # live

@@ -21,7 +21,7 @@ from course_utils.training.trainers import PartsTrainer
 
 
 def padded(tokenizer: Any, split: Any, max_length: int = 48) -> Batch:
-    """A whole split as one batch: ``input_ids``, ``attention_mask`` (N, L) and ``labels`` (N,)."""
+    """A whole split as one batch: ``input_ids``, ``attention_mask`` (N, T) and ``labels`` (N,)."""
     tokens = tokenizer(list(split["text"]), truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     labels = torch.tensor(list(split["label"]))
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"], "labels": labels}

@@ -52,7 +52,7 @@ def flow() -> Figure:
         "backward runs, and with several processes the gradients are averaged."
     )
     figure, axis = _canvas(12, 5.2, alt, 3.8)
-    _box(axis, 1.1, 3.6, "batch\nids (B, L)\nlabels (B,)", "grey", 1.7, 1.7)
+    _box(axis, 1.1, 3.6, "batch\nids (B, T)\nlabels (B,)", "grey", 1.7, 1.7)
     _box(axis, 4.0, 4.1, "model\nlogits (B, C)", "grey", 1.9, 1.1)
     _arrow(axis, (1.97, 4.1), (3.02, 4.1))
     _arrow(axis, (1.97, 3.1), (2.92, 2.5))

@@ -57,7 +57,7 @@ def mean_function(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) 
 
 
 class OverrideMean(Trainer):
-    """What most examples on the web show."""
+    """What many examples show: the mean of the micro-batch."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(inputs["input_ids"])
