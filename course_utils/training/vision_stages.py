@@ -6,12 +6,16 @@ from answers alone (lesson 14). What a frozen tower says about an image never ch
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from course_utils.data.visual_questions import NOISE, PATCHES, UNKNOWN, VisualQuestions
 from course_utils.models.vision_language import PatchReader, PatchScorer, vision_config, vision_features
 from course_utils.training.schedules import make_scheduler
+
+STUCK, STARTS = 1.0, 3  # of a scorer: a training loss that says "other patches", and how often it may begin
 
 
 def fit(parameters: list[nn.Parameter], loss_of, rows: int, steps: int, batch: int, rate: float, seed: int) -> None:
@@ -61,18 +65,28 @@ def question_ids(questions: list[str], vocabulary: dict[str, int]) -> Tensor:
 def train_scorer(
     features: Tensor, data: VisualQuestions, vocabulary: dict[str, int], steps: int = 700, seed: int = 0
 ) -> PatchScorer:
-    """Stage 2: a scorer on the frozen features, 256 questions a step; only answers are given, no places."""
-    torch.manual_seed(seed)
+    """Stage 2: a scorer on the frozen features, 256 questions a step; only answers are given, no places.
+
+    Now and then a start keeps to wrong patches: 3 of 36 did, and ended with a training loss above 1.6, the others below
+    0.5. So a loss above ``STUCK`` brings another start, ``STARTS`` in all; the scorer of the lowest loss is returned.
+    """
     flat = features.flatten(0, 1)
-    scorer = PatchScorer(len(vocabulary), features.shape[-1], PATCHES, flat.mean(0), flat.std(0))
     questions = question_ids(data.questions, vocabulary)
     words = torch.tensor([vocabulary[answer.split()[-1]] for answer in data.answers])
 
-    def loss_of(rows: Tensor) -> Tensor:
+    def loss(scorer: PatchScorer, rows: Tensor) -> Tensor:
         return nn.functional.cross_entropy(scorer(features[rows], questions[rows])[1], words[rows])
 
-    fit(list(scorer.parameters()), loss_of, len(data), steps, batch=256, rate=1e-2, seed=seed)
-    return scorer.eval()
+    found: dict[float, PatchScorer] = {}  # by training loss
+    for start in range(seed, seed + 100 * STARTS, 100):
+        torch.manual_seed(start)
+        scorer = PatchScorer(len(vocabulary), features.shape[-1], PATCHES, flat.mean(0), flat.std(0))
+        fit(list(scorer.parameters()), partial(loss, scorer), len(data), steps, batch=256, rate=1e-2, seed=start)
+        with torch.no_grad():
+            found[loss(scorer, torch.arange(len(data))).item()] = scorer
+        if min(found) < STUCK:
+            break
+    return found[min(found)].eval()
 
 
 @torch.no_grad()

@@ -893,11 +893,11 @@ teach.claim("every 8 steps: different in between", max(local[8][0]["apart"]) > 0
 losses = {every: [draw["loss"] for draw in draws] for every, draws in local.items()}
 added = paired_interval(losses[8], losses[1])
 enough = max_steps >= 100 and source == "local"
-teach.claim("its validation loss is higher, surely", added.low > 0, when=enough)
+teach.claim("on average its validation loss is higher", added.value > 0, when=enough)
 
 # %% [markdown]
-# Averaging every eighth step costs something here: the interval of the differences, seed by seed, lies above zero. That
-# holds for this model, rate and forty steps, no more. What the figure does not show: each rank's Adam moments are its
+# Averaging every eighth step costs something here: the differences, seed by seed, are above zero on average. (Started
+# from one other seed of six, their interval holds zero.) That is this model, rate and forty steps, no more. What the figure does not show: each rank's Adam moments are its
 # own and are never averaged. `LocalSGD` works with plain data parallel only, not with sharding.
 
 # %% [markdown]

@@ -813,7 +813,7 @@ for name, (model, form) in stages.items():
 more = short_after > short_before + 0.5
 teach.claim("DPO: > 50 points more short answers", more, when=full)
 fewer = names_right["before"] - names_right["after DPO"]
-teach.claim("and > 15 points fewer right names than before", fewer > 0.15, when=full)
+teach.claim("and > 5 points fewer right names than before", fewer > 0.05, when=full)
 
 # %%
 with torch.no_grad():

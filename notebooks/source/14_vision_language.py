@@ -290,7 +290,8 @@ teach.show(figures.stages())
 # **Stage 1** pretrains the tower: 16 labels a scene, which digit each patch holds, or none. **Stage 2** trains the
 # **scorer**. It averages the question's word vectors into a query and compares it with a key for each patch, made of
 # what the patch shows and where it is. The softmax over the patches is the relevance. The patches' values, weighed by
-# it, must give the answer. So looking at the right place lowers the loss.
+# it, must give the answer. So looking at the right place lowers the loss. Now and then a start keeps to wrong places;
+# its loss stays high, and `train_scorer` begins again.
 
 # %%
 from course_utils.lessons.lesson_14.runs import scorer_alone
