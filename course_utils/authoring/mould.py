@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 MOST_WORDS, MOST_LINES = 2_650, 390  # of a lesson's core: about 2,600 and 380
 WORDS_A_MINUTE, LINES_A_MINUTE, MINUTES_AN_EXERCISE, MINUTES_TO_RUN = 180, 10, 6, 2
 PLACEHOLDER = "{minutes}"  # in a lesson's first cell; the build puts the computed minutes there
-HEADING = re.compile(r"^(#{2,4}) +[\d.· ]*(.*)$", re.MULTILINE)
+_HEADING = re.compile(r"^(#{2,4}) +[\d.· ]*(.*)$", re.MULTILINE)
 _CHECK = re.compile(r"\bteach\.check\(")
 
 
@@ -36,7 +36,7 @@ def is_deeper(cells: Sequence[Any]) -> Iterator[bool]:
     """For each cell, whether it stands in a section ``Deeper: ...``, which ends at the next heading that is as high."""
     deeper, depth = False, 9
     for cell in cells:
-        heading = HEADING.search(cell.source) if cell.cell_type == "markdown" else None
+        heading = _HEADING.search(cell.source) if cell.cell_type == "markdown" else None
         if heading and (not deeper or len(heading[1]) <= depth):
             deeper, depth = heading[2].lower().startswith("deeper"), len(heading[1])
         yield deeper
@@ -73,7 +73,7 @@ def apply(cells: Sequence[Any]) -> None:
         if cell.cell_type != "markdown":
             continue
         cell.source = cell.source.replace(PLACEHOLDER, text)
-        if deeper and HEADING.match(cell.source):
+        if deeper and _HEADING.match(cell.source):
             cell.metadata["jp-MarkdownHeadingCollapsed"] = True
 
 

@@ -58,21 +58,27 @@ def tally():
         counted.check()
 
 
+@pytest.fixture
+def survives(run, tally):
+    """``survives("another seed", "02", {"seed": 3})``: run, counted, and a failure shown."""
+
+    def check(kind: str, number: str, parameters: dict) -> None:
+        done = run(number, parameters)
+        tally.count(f"{kind}: lesson {number}", f"{parameters}" if done.returncode else None)
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return check
+
+
 @pytest.mark.parametrize(("number", "parameters"), ODD, ids=named)
-def test_odd_parameters(number, parameters, run, tally):
-    done = run(number, parameters)
-    fault = done.stderr[-4000:] if done.returncode else None
-    tally.count(f"odd parameters: lesson {number}", fault and f"{parameters}")
-    assert fault is None, fault
+def test_odd_parameters(number, parameters, survives):
+    survives("odd parameters", number, parameters)
 
 
 @pytest.mark.parametrize("seed", CHOSEN)
 @pytest.mark.parametrize("number", LESSONS)
-def test_another_seed(number, seed, run, tally):
-    done = run(number, {"seed": seed})
-    fault = done.stderr[-4000:] if done.returncode else None
-    tally.count(f"another seed: lesson {number}", fault and f"seed {seed}")
-    assert fault is None, fault
+def test_another_seed(number, seed, survives):
+    survives("another seed", number, {"seed": seed})
 
 
 @pytest.mark.parametrize(("number", "name", "value"), REFUSED)
